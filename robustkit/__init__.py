@@ -1,0 +1,47 @@
+"""robustkit: evaluate, train, certify and explain PyTorch models, with numbers that can be trusted."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from robustkit.attacks.fgsm import FGSM
+    from robustkit.attacks.pgd import PGD
+    from robustkit.core.attack import ATTACKS, Attack, AttackResult
+    from robustkit.core.diagnostic import Diagnostic
+    from robustkit.core.errors import RobustkitError
+    from robustkit.core.model import Model, wrap
+    from robustkit.core.task import Classification, DenseClassification, Regression
+    from robustkit.core.threat import L1, L2, Linf, Threat
+    from robustkit.data import open_data
+    from robustkit.run.evaluate import evaluate
+    from robustkit.run.result import Result
+    from robustkit.run.verify import verify
+    from robustkit.zoo import load
+
+_HOMES = {
+    "ATTACKS": "core.attack", "Attack": "core.attack", "AttackResult": "core.attack", "Classification": "core.task",
+    "DenseClassification": "core.task", "Diagnostic": "core.diagnostic", "FGSM": "attacks.fgsm", "L1": "core.threat",
+    "L2": "core.threat", "Linf": "core.threat", "Model": "core.model", "PGD": "attacks.pgd", "Regression": "core.task",
+    "Result": "run.result", "RobustkitError": "core.errors", "Threat": "core.threat", "evaluate": "run.evaluate",
+    "load": "zoo", "open_data": "data", "verify": "run.verify", "wrap": "core.model",
+}
+
+__all__ = [
+    "ATTACKS", "FGSM", "L1", "L2", "PGD", "Attack", "AttackResult", "Classification", "DenseClassification", "Diagnostic",
+    "Linf", "Model", "Regression", "Result", "RobustkitError", "Threat", "evaluate", "load", "open_data", "verify", "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import robustkit`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'robustkit' has no attribute {name!r}")
+    value = getattr(import_module(f"robustkit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

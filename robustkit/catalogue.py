@@ -1,0 +1,55 @@
+"""The embedded models and data by name, and the forms that other sources take. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of `robustkit list models` or `robustkit list data`."""
+
+    name: str
+    summary: str
+
+
+DEMO_MODELS = (
+    Item("demo:mnist-robust", "small conv net for digits, trained adversarially at Linf 0.2"),
+    Item("demo:mnist-plain", "the same network, trained on the digits as they are"),
+    Item("demo:mnist-smooth", "the same network, trained with Gaussian noise of standard deviation 0.25"),
+    Item("demo:efficientnet_lite0", "EfficientNet-Lite0 for the 1,000 ImageNet classes, mean and std 0.5"),
+)
+MODEL_FORMS = (
+    Item("timm:NAME", "a timm network with its published weights, or with --weights FILE"),
+    Item("torchvision:NAME", "a torchvision classifier with its default weights, or with --weights FILE"),
+    Item("hf:ID", "a Hugging Face image classifier: an id on the hub or a local folder (needs transformers)"),
+    Item(
+        "path.py:factory", "whatever the function `factory` in your file returns: a module, a function, a wrapped model"
+    ),
+)
+DEMO_DATA = (
+    Item("demo:mnist", "1,000 MNIST digits kept apart by a fixed split, 100 per class"),
+    Item("demo:mnist-train", "the other 4,000 digits, which the demo networks were trained on"),
+    Item("demo:photos", "four photographs with an ImageNet class, 224x224"),
+)
+DATA_FORMS = (
+    Item(
+        "folder:DIR",
+        "pictures in one folder per class (class map: classes.txt, .json or .csv), or listed in DIR/labels.csv",
+    ),
+    Item("npz:FILE", "arrays x and y of a NumPy file; npz:FILE:X_test,y_test names others"),
+    Item("hf:ID[:SPLIT]", "a Hugging Face data set: an id on the hub or a local folder (needs datasets)"),
+    Item(
+        "path.py:factory", "whatever the function `factory` in your file returns: Dataset, DataLoader, (x, y), batches"
+    ),
+)
+
+
+def models() -> tuple[Item, ...]:
+    """Embedded models, then the forms."""
+    return DEMO_MODELS + MODEL_FORMS
+
+
+def data() -> tuple[Item, ...]:
+    """Embedded data, then the forms."""
+    return DEMO_DATA + DATA_FORMS

@@ -1,0 +1,143 @@
+"""``robustkit evaluate``: the robust accuracy of a model on data under a threat, with the evidence."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WHAT, HOW, RUN, LOAD = "What is evaluated", "How", "The run", "Loading the model"
+
+
+def evaluate(
+    model: Annotated[str | None, typer.Argument(
+        metavar="MODEL", help="[bold]demo:NAME[/], [bold]timm:NAME[/], [bold]torchvision:NAME[/], [bold]hf:ID[/] or "
+        "[bold]path.py:factory[/] (that runs the file's code).", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(
+        metavar="DATA", rich_help_panel=WHAT,
+        help="[bold]demo:NAME[/], [bold]folder:DIR[/] (one folder per class), [bold]npz:FILE[/] (x and y), "
+        "[bold]hf:ID[/] or [bold]path.py:factory[/].")] = None,
+    attack: Annotated[list[str] | None, typer.Option(
+        metavar="NAME[:k=v,...]", rich_help_panel=WHAT,
+        help="An attack and its options, e.g. [bold]pgd:steps=20,restarts=2[/]. Repeat it: what counts is the worst "
+        "case over all. See [bold]robustkit list attacks[/].")] = None,
+    threat: Annotated[str | None, typer.Option(
+        metavar="NORM:EPS", rich_help_panel=WHAT,
+        help="What the attacker may change: [bold]linf:8/255[/], [bold]l2:0.5[/], [bold]l1:12[/], in units of the "
+        "input.")] = None,
+    eps_scale: Annotated[float | None, typer.Option(
+        metavar="NUMBER", rich_help_panel=WHAT,
+        help="Divide EPS by it: [bold]linf:8[/] with 255 is linf:8/255.")] = None,
+    targeted: Annotated[str | None, typer.Option(
+        metavar="random|least-likely|next", rich_help_panel=WHAT,
+        help="Count only attacks that reach this class. Without it any mistake counts.")] = None,
+    limit: Annotated[int | None, typer.Option(
+        metavar="N", rich_help_panel=WHAT, help="Only the first N samples: for testing, the report says so.")] = None,
+    curve: Annotated[bool | None, typer.Option(
+        "--curve/--no-curve", rich_help_panel=HOW,
+        help="Also robust accuracy at 8 or more radii, down to chance.")] = None,
+    surrogate: Annotated[str | None, typer.Option(
+        metavar="MODEL", rich_help_panel=HOW,
+        help="A second model whose adversarial inputs are tried on the first (diagnostic D5).")] = None,
+    eot: Annotated[int | None, typer.Option(
+        metavar="N", rich_help_panel=HOW,
+        help="The model is random on purpose: average its gradient over N forward passes.")] = None,
+    seed: Annotated[int | None, typer.Option(
+        metavar="N", rich_help_panel=HOW, help="Of all random draws. [dim]Default: 0[/]")] = None,
+    batch_size: Annotated[str | None, typer.Option(
+        metavar="auto|N", rich_help_panel=HOW,
+        help="Samples at a time; auto halves it when memory runs out. [dim]Default: auto[/]")] = None,
+    device: Annotated[str | None, typer.Option(
+        metavar="cpu|cuda|mps", rich_help_panel=HOW,
+        help="Where to compute. [dim]Default: cuda if there is one[/]")] = None,
+    force: Annotated[bool | None, typer.Option(
+        "--force/--no-force", rich_help_panel=HOW,
+        help="Go on where the preflight refuses; the report is stamped.")] = None,
+    weights: Annotated[Path | None, typer.Option(
+        metavar="FILE", rich_help_panel=LOAD,
+        help="Weights: .safetensors, or .pt (only tensors are ever loaded, never code).")] = None,
+    mean: Annotated[str | None, typer.Option(
+        metavar="M,M,M", rich_help_panel=LOAD,
+        help="Mean per channel that the network expects, in units of the input: [bold]0.485,0.456,0.406[/].")] = None,
+    std: Annotated[str | None, typer.Option(
+        metavar="S,S,S", rich_help_panel=LOAD, help="Standard deviation per channel, likewise.")] = None,
+    bounds: Annotated[str | None, typer.Option(
+        metavar="LOW,HIGH", rich_help_panel=LOAD, help="Range of valid inputs. [dim]Default: 0,1[/]")] = None,
+    task: Annotated[str | None, typer.Option(
+        metavar="classification|segmentation|regression", rich_help_panel=LOAD,
+        help="What the outputs mean. [dim]Default: classification[/]")] = None,
+    out: Annotated[Path | None, typer.Option(
+        metavar="DIR", rich_help_panel=RUN,
+        help="Folder of the run; the same command goes on there. [dim]Default: runs/DATE_MODEL_N[/]")] = None,
+    config: Annotated[Path | None, typer.Option(
+        metavar="FILE", rich_help_panel=RUN,
+        help="Options from a YAML file, such as a run's config.yaml; the command line wins.")] = None,
+    fail_under: Annotated[list[str] | None, typer.Option(
+        metavar="METRIC=VALUE", rich_help_panel=RUN,
+        help="Exit 1 if a figure is below, e.g. [bold]robust_accuracy=0.45[/]. Repeat it for several.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(
+        metavar="M", rich_help_panel=RUN, help="Stop after M minutes with exit 3; the same command goes on.")] = None,
+    progress: Annotated[str | None, typer.Option(
+        metavar="none|plain|rich", rich_help_panel=RUN,
+        help="[dim]Default: rich on a terminal, else plain[/]")] = None,
+) -> None:
+    """Measure the robust accuracy of MODEL: attack it, check that the number can be trusted, write a report.
+
+    Examples:
+
+    robustkit evaluate demo:mnist-robust --data demo:mnist --attack fgsm --attack pgd:steps=40 --threat linf:0.2
+
+    robustkit evaluate timm:resnet50 --data folder:val --attack pgd:steps=20 --threat linf:4/255 --limit 500
+
+    robustkit evaluate --config runs/a/config.yaml --seed 1 --out runs/b
+    """
+    options = {
+        "model": model, "data": data, "attacks": attack or None, "threat": threat, "eps_scale": eps_scale,
+        "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate, "eot": eot, "seed": seed,
+        "batch_size": _batch_size(batch_size), "device": device, "force": force, "weights": weights,
+        "mean": _numbers(mean), "std": _numbers(std), "bounds": _numbers(bounds), "task": task,
+        "fail_under": fail_under or None, "max_minutes": max_minutes, "progress": progress,
+    }
+    _evaluate(config, options, out)
+
+
+def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> None:
+    from robustkit.cli.outcome import exit_code, print_results
+    from robustkit.run.config import load_config
+    from robustkit.run.directory import default_folder
+    from robustkit.run.gates import judge
+    from robustkit.run.progress import NotesOnly, make_progress
+
+    config = load_config(file, options)
+    folder = out or default_folder(Path("runs"), config)
+    shown = NotesOnly() if config.progress == "none" else make_progress(config.progress)
+    with shown as progress, _stoppable(folder):
+        from robustkit.run.evaluate import run
+
+        results = run(config, folder, command=["robustkit", *sys.argv[1:]], progress=progress)
+    gates = judge(config.fail_under, results)
+    print_results(results, gates)
+    typer.echo(folder)
+    raise typer.Exit(exit_code(results, gates))
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into a message that says how to go on."""
+    from robustkit.core.errors import Incomplete
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Incomplete("stopped; what was done is kept", where=str(folder),
+                         fix=f"Give the same command again (with --out {folder}) to go on.") from None
+
+
+def _batch_size(text: str | None) -> str | int | None:
+    return int(text) if text and text.isdecimal() else text
+
+
+def _numbers(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",")]

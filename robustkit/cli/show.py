@@ -1,0 +1,88 @@
+"""``robustkit show``: one method in full."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+FAMILIES = {"attack": "robustkit.core.attack"}
+"""Kind of method -> the module with its registry, called ATTACKS there."""
+
+
+def show(
+    kind: Annotated[str, typer.Argument(metavar="|".join(FAMILIES), help="Kind of method.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, e.g. [bold]pgd[/].", show_default=False)],
+) -> None:
+    """Show the options, defaults, source and an example of a method."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    entry = entry_of(kind, name)
+    console = Console()
+    console.print(f"[bold]{escape(entry.name)}[/] (version {entry.version}): {escape(entry.summary)}", highlight=False)
+    console.print(f"Source: {escape(entry.paper)}", highlight=False, soft_wrap=True)
+    console.print(option_table(entry))
+    console.print(f"Command line: {escape(example(entry))}", highlight=False, soft_wrap=True)
+    console.print(f"Python:       {escape(python_example(entry))}", highlight=False, soft_wrap=True)
+
+
+def entry_of(kind: str, name: str) -> Any:
+    """The registry's entry (this imports the method, and so torch).
+
+    Raises:
+        UsageError: no such kind, no such name; near matches are named.
+    """
+    from importlib import import_module
+
+    from robustkit.core.errors import UsageError, near
+
+    if kind not in FAMILIES:
+        raise UsageError("nothing of that kind to show", expected=", ".join(FAMILIES), got=repr(kind),
+                         fix=near(kind, FAMILIES))
+    return getattr(import_module(FAMILIES[kind]), f"{kind.upper()}S").get(name.lower())
+
+
+def option_table(entry: Any) -> Any:
+    """Option, type, default and meaning of each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("option", "default", "type"):
+        table.add_column(title, no_wrap=title == "option")
+    table.add_column("meaning", overflow="fold")
+    for option in entry.options():
+        table.add_row(*map(escape, (option.name, default_text(option.default), type_text(option.type), option.help)))
+    return table
+
+
+def default_text(value: Any) -> str:
+    """As one would write it on the command line.
+
+    >>> default_text(None), default_text(True), default_text(40)
+    ('null', 'true', '40')
+    """
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def type_text(text: str) -> str:
+    """A type as one would say it.
+
+    >>> type_text("one of ['ce', 'dlr']"), type_text("Optional[Annotated[float, BeforeValidator(func=<f>)]]")
+    ('ce, dlr', 'float or null')
+    """
+    plain = re.sub(r"Annotated\[(\w+), .*?(\]*)$", lambda found: found[1] + found[2][1:], text)
+    plain = re.sub(r"^Optional\[(.*)\]$", r"\1 or null", plain)
+    return re.sub(r"^one of \[(.*)\]$", lambda found: found[1].replace("'", ""), plain)
+
+
+def example(entry: Any) -> str:
+    """A command that runs as it stands."""
+    given = next((f":{o.name}={o.default}" for o in entry.options() if isinstance(o.default, int)), "")
+    return (f"robustkit evaluate demo:mnist-robust --data demo:mnist --attack {entry.name}{given} "
+            "--threat linf:0.2 --limit 100")
+
+
+def python_example(entry: Any) -> str:
+    """The same attack in Python."""
+    return f"rk.{entry.cls.__name__}(threat=rk.Linf(0.2))(model, x, y).adversarial"

@@ -1,0 +1,188 @@
+"""What every attack promises, kept in one place; the author of a method writes ``perturb``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+from robustkit.core.errors import UsageError
+from robustkit.core.keyed import Draws, default_ids
+from robustkit.core.model import Model
+from robustkit.core.objective import LabelObjective, Loss
+from robustkit.core.options import method
+from robustkit.core.registry import Registry
+from robustkit.core.search import Problem, Search
+from robustkit.core.threat import Linf, Threat
+from robustkit.core.types import Cost
+
+ATTACKS = Registry("robustkit.attacks")
+DEFAULT_THREAT = Linf(8 / 255)
+ROUNDING = 1e-6
+"""How far, relative to their width, inputs may lie outside the bounds before that is an error and not rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """What an attack found.
+
+    Attributes:
+        adversarial: (N, *S), in threat and bounds; the clean input where the attack failed.
+        success: (N,) bool, measured by the network itself on ``adversarial``.
+        last: (N, *S), the last point tried: where a search in a larger ball may begin.
+        distance: (N,), in the norm of the threat; 0 where the attack failed.
+        loss: (N,), the largest objective seen.
+        first_success_step: (N,), gradient steps before the first success; -1 where there is none.
+        forwards, backwards: (N,), passes spent on each sample.
+        silent: (N,) bool, a point on the way was called adversarial but none could be returned.
+        cost: passes in all.
+    """
+
+    adversarial: Tensor
+    last: Tensor
+    success: Tensor
+    distance: Tensor
+    loss: Tensor
+    first_success_step: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    silent: Tensor
+    cost: Cost
+
+
+@method
+class Attack(ABC):
+    """The largest loss inside a threat, sample by sample.
+
+    Raises, when called:
+        UsageError: x, y, target, ids or start do not fit the model or each other; NaN; x outside the bounds.
+    """
+
+    knowledge: ClassVar[Literal["white-box", "black-box"]] = "white-box"
+    threat: Threat | None = None
+    loss: Loss = "ce"
+
+    @final
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, *, target: Tensor | None = None, ids: Tensor | None = None,
+        seed: int = 0, start: Tensor | None = None,
+    ) -> AttackResult:
+        """Attack a batch.
+
+        Args:
+            model: from :func:`robustkit.wrap`.
+            x: inputs (N, *S) inside the bounds of the model.
+            y: labels (N,).
+            target: labels to reach (N,); without them any mistake counts.
+            ids: sample ids (N,) that key the random draws; 0 .. N-1 by default.
+            seed: of the random draws.
+            start: points (N, *S) to begin the first restart from.
+        """
+        ids = default_ids(len(x)) if ids is None else ids
+        _check(model, x, y, target, ids, start)
+        x = x.detach()
+        if len(x) == 0:
+            return _nothing(x)
+        problem = Problem(x, LabelObjective(model.task, y, target, self.loss), self.threat or DEFAULT_THREAT,
+                          Draws(seed, ids.cpu(), ATTACKS.entry_of(self).name), start)
+        with model.frozen(seed), model.metered() as cost:
+            search = self._search(model, problem)
+            success, silent = self._verify(model, problem, search)
+        adversarial = torch.where(success.view(-1, *[1] * (x.ndim - 1)), search.adversarial, x)
+        return AttackResult(
+            adversarial, search.last, success, problem.threat.distance(adversarial, x), search.loss,
+            torch.where(success, search.step, -1), search.forwards, search.backwards, silent, cost,
+        )
+
+    @abstractmethod
+    def perturb(self, search: Search) -> None:
+        """Propose points to the search until it is done or the budget of the method is spent."""
+
+    def _search(self, model: Model, problem: Problem, exact: bool = False) -> Search:
+        search = Search(model, problem, exact=exact)
+        self.perturb(search)
+        search.finish()
+        search.adversarial = problem.threat.project(search.adversarial, problem.x, model.bounds)
+        return search
+
+    def _verify(self, model: Model, problem: Problem, search: Search) -> tuple[Tensor, Tensor]:
+        """Success of what is returned, on the network itself, and what could not be confirmed.
+
+        Where the fast copy and the network disagree (a margin of about 1e-6), the attack is run again on the network.
+        """
+        success = self._confirmed(model, problem, search)
+        doubtful = (search.found & ~success).nonzero()[:, 0]
+        if len(doubtful) == 0:
+            return success, search.found & ~success
+        part = problem.take(doubtful)
+        again = self._search(model, part, exact=True)
+        success[doubtful] = self._confirmed(model, part, again)
+        search.adversarial[doubtful] = again.adversarial
+        search.step[doubtful] = again.step
+        search.forwards[doubtful] += again.forwards
+        search.backwards[doubtful] += again.backwards
+        silent = torch.zeros_like(success)
+        silent[doubtful] = again.found & ~success[doubtful]
+        return success, silent
+
+    @staticmethod
+    def _confirmed(model: Model, problem: Problem, search: Search) -> Tensor:
+        success = torch.zeros_like(search.found)
+        index = search.found.nonzero()[:, 0]
+        if len(index):
+            success[index] = problem.objective.take(index).reached(model(search.adversarial[index]))
+            search.forwards[index] += 1
+        return success
+
+    def with_threat(self, threat: Threat) -> Attack:
+        """The same attack inside another threat."""
+        return replace(self, threat=threat)
+
+
+def _check(model: Model, x: Tensor, y: Tensor, target: Tensor | None, ids: Tensor, start: Tensor | None) -> None:
+    if not isinstance(model, Model):
+        raise UsageError("attacks take a wrapped model", expected="a robustkit Model", got=type(model).__name__,
+                         where="model", fix="Wrap it once: model = robustkit.wrap(net, mean=..., std=...).")
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        raise UsageError("inputs must be a batch", expected="a tensor (N, ...)",
+                         got=f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__, where="x",
+                         fix="Add the batch dimension: x[None].")
+    for name, other in (("y", y), ("target", target), ("ids", ids), ("start", start)):
+        if other is not None and len(other) != len(x):
+            raise UsageError(f"x and {name} have different lengths", expected=f"{len(x)} samples", got=str(len(other)), where=name)
+    if start is not None and start.shape != x.shape:
+        raise UsageError("start has another shape than x", expected=str(tuple(x.shape)), got=str(tuple(start.shape)), where="start")
+    model.check(x)
+    if len(x) == 0:
+        return
+    check_inputs(x.detach(), model)
+    shape = model.output_shape(x)
+    for labels in (y, target):
+        if labels is not None:
+            model.task.check(torch.empty((1, *shape), device="meta"), labels)
+
+
+def check_inputs(x: Tensor, model: Model) -> None:
+    """Inputs are finite and inside the bounds.
+
+    Raises:
+        UsageError: NaN, infinity, or outside.
+    """
+    low, high = float(x.min()), float(x.max())
+    slack = ROUNDING * model.bounds.width
+    if not (torch.isfinite(torch.tensor([low, high])).all()):
+        bad = (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+        raise UsageError("inputs hold NaN or infinity", got=f"{len(bad)} such samples, first at index {bad[0]}", where="x")
+    if low < model.bounds.low - slack or high > model.bounds.high + slack:
+        raise UsageError("inputs leave the bounds of the model", expected=f"values in [{model.bounds.low:g}, {model.bounds.high:g}]",
+                         got=f"[{low:.4g}, {high:.4g}]", where="x",
+                         fix="Do not normalise images yourself: give mean and std to wrap(). Divide 0-255 images by 255.")
+
+
+def _nothing(x: Tensor) -> AttackResult:
+    none, never = x.new_zeros(0), torch.zeros(0, dtype=torch.bool, device=x.device)
+    count = torch.zeros(0, dtype=torch.long, device=x.device)
+    return AttackResult(x, x, never, none, none, count, count, count, never, Cost())

@@ -1,0 +1,177 @@
+"""Names for methods: a name is bound once, found without importing anything, and loaded when it is asked for.
+
+A family is a package with one module per method. Its names are read from the ``@FAMILY.register("name", ...)``
+decorators in the source, so that listing them needs no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from robustkit.core.errors import UsageError, near
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the source says about a method: enough for a list."""
+
+    name: str
+    summary: str
+    paper: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, read from its dataclass field."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A loaded method."""
+
+    name: str
+    cls: type
+    paper: str
+    version: int
+
+    @property
+    def summary(self) -> str:
+        return (self.cls.__doc__ or "").strip().partition("\n")[0]
+
+    def options(self) -> list[Option]:
+        """The method's own options, with defaults and help."""
+        found: dict[str, FieldInfo] = getattr(self.cls, "__pydantic_fields__", {})
+        return [
+            Option(name, _type_name(info), info.default, info.description)
+            for name, info in found.items()
+            if info.description
+        ]
+
+    def build(self, options: dict[str, Any]) -> Any:
+        """An instance with these options.
+
+        Raises:
+            UsageError: an unknown option (with the nearest name), a wrong type, a value out of range.
+        """
+        known = [option.name for option in self.options()]
+        for key in options:
+            if key not in known:
+                raise UsageError(f"{self.name} has no option {key!r}", fix=near(key, known), where=f"{self.name}:{key}=")
+        try:
+            return self.cls(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "options"
+            raise UsageError(f"{self.name} cannot take this {name}", expected=first["msg"], got=repr(first["input"]),
+                             where=f"{self.name}:{name}=", fix=f"See `robustkit show attack {self.name}`.") from None
+
+
+class Registry:
+    """All methods of one family."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self._entries: dict[str, Entry] = {}
+
+    @property
+    def family(self) -> str:
+        """What one member is called: "attack" for robustkit.attacks."""
+        return self.package.rpartition(".")[2].rstrip("s")
+
+    def register(self, name: str, *, paper: str, version: int = 1) -> Callable[[T], T]:
+        """Bind ``name``; ``version`` rises when the meaning of the method's numbers changes.
+
+        Raises:
+            ValueError: the name is bound already (a module imported under two paths does this, too).
+        """
+
+        def bind(cls: T) -> T:
+            if name in self._entries:
+                old = self._entries[name].cls
+                raise ValueError(f"{name!r} is {old.__module__}.{old.__qualname__}; {cls.__module__} may not rebind it")
+            self._entries[name] = Entry(name, cls, paper, version)
+            return cls
+
+        return bind
+
+    @cached_property
+    def _listings(self) -> dict[str, Listing]:
+        spec = find_spec(self.package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        paths = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
+        return {item.name: item for path in paths for item in _read(path, f"{self.package}.{path.stem}")}
+
+    def catalogue(self) -> dict[str, Listing]:
+        """Name -> listing, read from the sources; methods registered elsewhere (by a user) are included."""
+        own = {n: Listing(n, e.summary, e.paper, e.cls.__module__) for n, e in self._entries.items()}
+        return dict(sorted({**own, **self._listings}.items()))
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.catalogue())
+
+    def get(self, name: str) -> Entry:
+        """The method of that name; its module is imported now.
+
+        Raises:
+            UsageError: no such name; the message holds near matches.
+        """
+        if name not in self._entries:
+            if name not in self._listings:
+                raise UsageError(f"unknown {self.family} {name!r}", fix=near(name, self.names()))
+            import_module(self._listings[name].module)
+        return self._entries[name]
+
+    def entry_of(self, method: object) -> Entry:
+        """The entry of an instance.
+
+        Raises:
+            UsageError: the class was never registered.
+        """
+        for entry in self._entries.values():
+            if entry.cls is type(method):
+                return entry
+        raise UsageError(f"{type(method).__name__} is not a registered {self.family}",
+                         fix='Decorate the class with @FAMILY.register("name", paper="...").')
+
+
+def _read(path: Path, module: str) -> Iterator[Listing]:
+    """The registrations in one source file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
+                name = ast.literal_eval(call.args[0])
+                paper = next((ast.literal_eval(k.value) for k in call.keywords if k.arg == "paper"), "")
+                yield Listing(name, (ast.get_docstring(node) or "").partition("\n")[0], paper, module)
+
+
+def _type_name(info: FieldInfo) -> str:
+    annotation = info.annotation
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return name.replace("typing.", "").replace("Literal", "one of ").replace("NoneType", "none")
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """The options of an instance as plain values, for results and configuration."""
+    described = {n for n, info in type(method).__pydantic_fields__.items() if info.description}
+    return {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name in described}

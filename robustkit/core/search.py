@@ -1,0 +1,154 @@
+"""What every iterative attack shares: which samples still stand, the best point of each, what it cost.
+
+An attack asks for gradients and proposes points; the search records every verdict on the way, lets broken samples
+leave the computation, and keeps the books. Inner steps run on the fast copy of the network, scores on the network
+itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustkit.core.keyed import Draws
+from robustkit.core.model import Model
+from robustkit.core.objective import Objective
+from robustkit.core.threat import Eps, Threat
+from robustkit.kernels.balls import per_sample
+
+COMPACT_BELOW = 0.75
+"""Broken samples leave when fewer than this share of the batch still stands: each leaving copies the batch once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What to attack: x (N, *S), the objective, the threat, randomness, and a starting point where one is given."""
+
+    x: Tensor
+    objective: Objective
+    threat: Threat
+    draws: Draws
+    start: Tensor | None = None
+
+    def take(self, index: Tensor) -> Problem:
+        """The same for some of the samples."""
+        return Problem(self.x[index], self.objective.take(index), self.threat.take(index), self.draws.take(index),
+                       None if self.start is None else self.start[index])
+
+
+class Search:
+    """The state of an attack on a batch.
+
+    Attributes:
+        adversarial: (N, *S), the clean input where nothing was found.
+        found: (N,) bool, as seen on the way.
+        last: (N, *S), the last point scored; x before that.
+        loss: (N,), largest objective seen.
+        step: (N,), gradient steps taken before the first success; -1 where there is none.
+        forwards, backwards: (N,), samples passed, in the count of each sample.
+    """
+
+    def __init__(self, model: Model, problem: Problem, *, exact: bool = False) -> None:
+        x = problem.x
+        self.model, self.problem = model, problem
+        self._inner = model if exact else model.fast(x)
+        self.adversarial = x.clone()
+        self.last = x.clone()
+        self.found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.loss = x.new_full((len(x),), -torch.inf)
+        self.step = torch.full((len(x),), -1, dtype=torch.long, device=x.device)
+        self.forwards = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        self.backwards = self.forwards.clone()
+        self._activate(torch.arange(len(x), device=x.device))
+
+    # -- what an attack calls ------------------------------------------------------------------------------------
+
+    @property
+    def x(self) -> Tensor:
+        """The samples in the computation, (M, *S)."""
+        return self.active.x
+
+    @property
+    def threat(self) -> Threat:
+        """Their threat."""
+        return self.active.threat
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to attack."""
+        return len(self.index) == 0
+
+    def begin(self, restart: int, *, random: bool) -> Tensor:
+        """Start over with the samples that still stand: from the given start, a random point, or x; (M, *S)."""
+        self._flush()
+        self._activate((~self.found).nonzero()[:, 0])
+        self.taken = 0
+        if self.active.start is not None and restart == 0:
+            return self.threat.project(self.active.start, self.x, self.model.bounds)
+        if random:
+            return self.threat.start(self.x, self.model.bounds, self.active.draws.again(restart))
+        return self.x
+
+    def gradient(self, adv: Tensor) -> Tensor:
+        """The gradient of the objective at ``adv`` (M, *S); the verdicts on ``adv`` are recorded. One F, one B."""
+        value, grad, outputs = self._inner.value_and_grad(adv, self.active.objective)
+        self._passed += 1
+        self._record(adv, value, self.active.objective.reached(outputs))
+        self.taken += 1
+        return grad
+
+    def advance(self, adv: Tensor, grad: Tensor, size: Eps) -> Tensor:
+        """One step of steepest ascent, back onto the threat set."""
+        return self.threat.step(adv, self.x, grad, size, self.model.bounds)
+
+    def score(self, adv: Tensor) -> None:
+        """Record the verdicts of the network itself on ``adv`` (M, *S). One F."""
+        if self.done:
+            return
+        outputs = self.model(adv)
+        self.forwards[self.index] += 1
+        self.last[self.index] = adv
+        self._record(adv, self.active.objective(outputs), self.active.objective.reached(outputs))
+
+    def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Let broken samples leave, here and in the tensors of the attack, when enough are broken to pay for it."""
+        standing = ~self._broken
+        if int(standing.sum()) >= COMPACT_BELOW * len(standing):
+            return tensors
+        keep = standing.nonzero()[:, 0]
+        self._flush()
+        self._activate(self.index[keep], self.active.take(keep))
+        return tuple(tensor[keep] for tensor in tensors)
+
+    # -- books ---------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Bring the books of the whole batch up to date."""
+        self._flush()
+
+    def _activate(self, index: Tensor, active: Problem | None = None) -> None:
+        self.index = index
+        self.active = active if active is not None else self.problem.take(index)
+        self._kept, self._best, self._when = self.active.x, self.loss[index], self.step[index]
+        self._broken = torch.zeros_like(index, dtype=torch.bool)
+        self._passed = 0
+
+    def _record(self, adv: Tensor, value: Tensor, reached: Tensor) -> None:
+        new = reached & ~self._broken
+        self._kept = torch.where(per_sample(new, adv), adv, self._kept)
+        self._when = torch.where(new, self.taken, self._when)
+        self._best = torch.where(self._broken, self._best, torch.fmax(self._best, value.to(self._best.dtype)))
+        self._broken = self._broken | reached
+
+    def _flush(self) -> None:
+        index = self.index
+        self.forwards[index] += self._passed
+        self.backwards[index] += self._passed
+        self._passed = 0
+        self.loss[index] = self._best
+        self.step[index] = self._when
+        broken = index[self._broken]
+        self.found[broken] = True
+        self.adversarial[broken] = self._kept[self._broken]

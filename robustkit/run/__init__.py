@@ -1,0 +1,1 @@
+"""Runs that survive: configuration, preflight, the loop, diagnostics, the run directory."""

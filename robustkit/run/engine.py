@@ -1,0 +1,151 @@
+"""The loop of an evaluation: preflight, every chunk through every attack, diagnostics, results.
+
+Each step writes what it found before the next begins, and a step whose result is on disk is not done again: going on
+after a kill is the same code as running through. ``results.json`` is a function of those files alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from robustkit.core.diagnostic import Diagnostic
+from robustkit.core.errors import Refused
+from robustkit.run.curve import curve_stage
+from robustkit.run.diagnostics import diagnose
+from robustkit.run.directory import RunDirectory
+from robustkit.run.evidence import gather
+from robustkit.run.gallery import gallery
+from robustkit.run.plan import Plan
+from robustkit.run.preflight import preflight
+from robustkit.run.progress import Progress
+from robustkit.run.stages import CLEAN, attack_stage, clean_stage, samples_file
+from robustkit.run.summary import robust_share, summarise
+
+
+def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
+    """The preflight, or what an earlier process found.
+
+    Raises:
+        Refused: the number would be wrong, and ``force`` is not set.
+    """
+    if stored is not None:
+        found: dict[str, Any] = stored
+    else:
+        progress.start("preflight", 1)
+        x, y = plan.inputs(plan.probe_ids())
+        with plan.model.metered() as cost:
+            rows = preflight(plan.model, x, y, threat=plan.threat, seed=plan.config.seed)
+        found = {"rows": [row.to_json() for row in rows], "cost": asdict(cost)}
+        progress.advance("preflight", 1)
+    rows = [Diagnostic(**row) for row in found["rows"]]
+    for row in rows:
+        if row.status == "WARN":
+            progress.note(f"{row.id} {row.title}: {row.message}")
+    fatal = [row for row in rows if row.fatal]
+    if fatal and not plan.config.force:
+        raise Refused("; ".join(f"{row.id} {row.title}: {row.message.rstrip('.')}" for row in fatal),
+                      fix=" ".join(dict.fromkeys(row.remedy for row in fatal if row.remedy))
+                      + " (--force goes on and stamps the report.)")
+    return found
+
+
+def execute(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Everything after the preflight; returns the results, which are also in ``results.json``."""
+    began = time.time()
+    if run.read_json("preflight.json") is None:
+        run.write_json("preflight.json", first)
+    remembered = run.read_json("batch.json")
+    if remembered:
+        plan.model.chunk = remembered["chunk"]
+    complete = _chunks(plan, run, progress, _deadline(plan))
+    if complete:
+        _diagnostics(plan, run, first, progress)
+    results = summarise(plan, run, complete=complete)
+    results["times"] = _times(run, began)
+    run.write_json("results.json", results)
+    return results
+
+
+def _chunks(plan: Plan, run: RunDirectory, progress: Progress, late: Callable[[], bool]) -> bool:
+    """Every chunk through every stage; False when time ran out first."""
+    clean = {row["id"]: row for row in run.rows(CLEAN)}
+    broken = {row["id"] for k in range(len(plan.attacks)) for row in run.rows(samples_file(plan, k)) if row["success"]}
+    for stage in ("clean", *plan.labels):
+        progress.start(stage, plan.n)
+    for chunk in plan.chunks():
+        if late():
+            return False
+        clean.update({row["id"]: row for row in clean_stage(plan, run, chunk)})
+        progress.advance("clean", len(chunk))
+        for k, label in enumerate(plan.labels):
+            if late():
+                return False
+            rows = attack_stage(plan, run, k, chunk, clean)
+            broken |= {row["id"] for row in rows if row["success"]}
+            progress.advance(label, len(chunk), robust_share(clean, broken, chunk.stop))
+    return True
+
+
+def _diagnostics(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Progress) -> None:
+    """What the attacks have left to say: tests of the number itself, the curve, pictures."""
+    if plan.config.curve:
+        with _timed(run, "curve"):
+            curve_stage(plan, run, progress)
+    if run.read_json("diagnostics.json") is None:
+        progress.start("diagnostics", 1)
+        with _timed(run, "diagnostics"), plan.model.metered() as cost:
+            rows = diagnose(gather(plan, run))
+        run.write_json("diagnostics.json", {"rows": [row.to_json() for row in rows], "cost": asdict(cost)})
+        progress.advance("diagnostics", 1)
+    if run.read_json("gallery.json") is None:
+        gallery(plan, run)
+
+
+@contextmanager
+def _timed(run: RunDirectory, stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    run.log("chunk", stage=stage, seconds=time.monotonic() - began)
+
+
+def _deadline(plan: Plan) -> Callable[[], bool]:
+    minutes = plan.config.max_minutes
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    return lambda: end is not None and time.monotonic() >= end
+
+
+def _times(run: RunDirectory, began: float) -> dict[str, Any]:
+    """When and how long; the only part of the results that differs between two identical runs."""
+    stages: dict[str, float] = {}
+    for event in run.rows("log"):
+        if event["event"] == "chunk":
+            stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
+    finished = time.time()
+    return {"started": (run.read_json("run.json") or {}).get("created"), "finished": _iso(finished),
+            "seconds": sum(stages.values()), "last_session_seconds": finished - began, "stages": stages,
+            "peak_memory_bytes": _peak_memory()}
+
+
+def _iso(seconds: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _peak_memory() -> int | None:
+    """Most memory held by this process (on CUDA by tensors), in bytes; None where the system does not tell."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+

@@ -1,0 +1,133 @@
+"""Everything that is decided before the first attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustkit.core.attack import ATTACKS, Attack
+from robustkit.core.errors import UsageError
+from robustkit.core.keyed import Draws
+from robustkit.core.model import Model
+from robustkit.core.registry import options_of
+from robustkit.core.specs import MethodSpec
+from robustkit.core.threat import Threat
+from robustkit.data import Data
+from robustkit.run.config import EvaluateConfig
+from robustkit.run.files import slug
+
+PROBE = 128
+"""Samples on which the preflight looks at the data."""
+AUTO_VALUES = 2_500_000
+"""Input values in a batch of ``--batch-size auto``: 16 photos of 224x224, or 512 digits, the most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A model, data, attacks inside one threat, and the options of the run."""
+
+    model: Model
+    data: Data
+    attacks: tuple[Attack, ...]
+    threat: Threat
+    config: EvaluateConfig
+    surrogate: Model | None = None
+
+    def __post_init__(self) -> None:
+        twice = {label for label in self.labels if self.labels.count(label) > 1}
+        if not self.attacks or twice:
+            raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
+        if self.n == 0:
+            raise UsageError("the data set is empty", expected="at least one sample", got="0", where=self.data.name)
+
+    @property
+    def n(self) -> int:
+        """Samples to evaluate."""
+        return min(len(self.data), self.config.limit or len(self.data))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """How results call the attacks: the name, and the options that are not the defaults."""
+        return tuple(label_of(attack) for attack in self.attacks)
+
+    def stage(self, k: int) -> str:
+        """Name of the files of attack ``k``."""
+        return f"{k}-{slug(self.labels[k])}"
+
+    @cached_property
+    def batch(self) -> int:
+        """Samples in a chunk; decided by the options and the shape of the inputs alone."""
+        if self.config.batch_size != "auto":
+            return self.config.batch_size
+        values = max(1, self.inputs([0])[0][0].numel())
+        return max(1, min(512, 2 ** int(math.log2(max(1, AUTO_VALUES / values)))))
+
+    def chunks(self) -> list[range]:
+        """The samples, in fixed runs."""
+        return [range(i, min(i + self.batch, self.n)) for i in range(0, self.n, self.batch)]
+
+    def inputs(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x and y of some samples, where the network lies."""
+        x, y = self.data.take(ids)
+        dtype = self.model.dtype if x.is_floating_point() else x.dtype
+        return x.to(self.model.device, dtype), y.to(self.model.device)
+
+    def probe_ids(self, size: int = PROBE) -> list[int]:
+        """Evenly spaced samples."""
+        count = min(size, self.n)
+        return [i * self.n // count for i in range(count)]
+
+    def targets(self, ids: Tensor, y: Tensor, least: Tensor) -> Tensor | None:
+        """The class that a targeted attack wants, (N,); None for an untargeted one."""
+        if self.config.targeted is None:
+            return None
+        classes = int(self.model.output_shape(self.inputs([0])[0])[0])
+        if self.config.targeted == "least-likely":
+            return torch.where(least == y, (y + 1) % classes, least)
+        if self.config.targeted == "next":
+            return (y + 1) % classes
+        draws = Draws(self.config.seed, ids.cpu(), "target").uniform(torch.empty(len(y), 1))[:, 0].to(y.device)
+        return (y + 1 + (draws * (classes - 1)).long()) % classes
+
+
+def label_of(attack: Attack) -> str:
+    """``pgd:steps=20``: the name, and the options that are not the defaults."""
+    entry = ATTACKS.entry_of(attack)
+    defaults = {f.name: f.default for f in fields(attack)}
+    given = {k: v for k, v in options_of(attack).items() if v != _default(defaults[k])}
+    return str(MethodSpec(entry.name, given))
+
+
+def _default(value: object) -> object:
+    return getattr(value, "default", value)
+
+
+def build_attacks(texts: Sequence[str | Attack], threat: Threat) -> tuple[Attack, ...]:
+    """Attacks inside ``threat``, from their text forms or instances.
+
+    Raises:
+        UsageError: unknown names or options; an instance that has another threat already.
+    """
+    return tuple(_inside(_build(item), threat) for item in texts)
+
+
+def _build(item: str | Attack) -> Attack:
+    if isinstance(item, Attack):
+        return item
+    if not isinstance(item, str):
+        raise UsageError("this is not an attack", expected="rk.PGD(...) or text such as pgd:steps=20", got=repr(item), where="attacks")
+    spec = MethodSpec.parse(item)
+    built: Attack = ATTACKS.get(spec.name).build(spec.options)
+    return built
+
+
+def _inside(attack: Attack, threat: Threat) -> Attack:
+    if attack.threat is not None and attack.threat != threat:
+        raise UsageError("an attack has another threat than the evaluation", expected=threat.text, got=attack.threat.text,
+                         where=label_of(attack), fix="Leave the threat out of the attack.")
+    return attack.with_threat(threat)

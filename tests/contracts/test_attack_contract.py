@@ -1,0 +1,242 @@
+"""What every registered attack promises, tried on all of them. A new attack is picked up from the registry."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from robustkit.core.attack import ATTACKS
+from robustkit.core.errors import UsageError
+from robustkit.core.model import wrap
+from robustkit.core.threat import L1, L2, Linf
+from robustkit.testing import HalfSpace
+
+THREATS = {"linf": Linf(0.1), "l2": L2(0.5), "l1": L1(2.0)}
+NAMES = ATTACKS.names()
+
+
+class SmallNet(nn.Module):
+    """Convolution, BatchNorm, dropout: everything that a careless attack disturbs."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8 * 36, 5)
+        )
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 0.1))
+            self.body[1].running_var.fill_(1.3)
+        self.to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def images(n: int = 6, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(dtype)
+
+
+def problem(dtype: torch.dtype = torch.float32, n: int = 6):
+    model = wrap(SmallNet(dtype))
+    x = images(n, dtype)
+    with model.frozen():
+        y = model(x).argmax(1)
+    return model, x, y
+
+
+def attack(name: str, norm: str = "linf", **options):
+    return ATTACKS.get(name).cls(threat=THREATS[norm], **options)
+
+
+@pytest.fixture(params=NAMES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_result_lies_in_threat_and_bounds_and_success_is_true(name, norm, dtype):
+    model, x, y = problem(dtype)
+    found = attack(name, norm)(model, x, y)
+    room = 1e-6 if dtype != torch.bfloat16 else 0.02
+    assert found.adversarial.dtype == dtype
+    assert found.adversarial.shape == x.shape
+    assert (found.adversarial >= 0).all() and (found.adversarial <= 1).all()
+    assert (THREATS[norm].distance(found.adversarial.double(), x.double()) <= THREATS[norm].eps * (1 + room) + room / 10).all()
+    with model.frozen():
+        assert torch.equal(model(found.adversarial).argmax(1) != y, found.success)
+    assert torch.equal(found.distance, THREATS[norm].distance(found.adversarial, x))
+    assert torch.equal(found.first_success_step >= 0, found.success)
+    assert not found.silent.any()
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 4), (1, 8, 8), (3, 6, 7)])
+def test_any_input_shape_and_failures_return_the_clean_input(name, norm, shape):
+    net = HalfSpace(shape, seed=2)
+    x = 0.5 + 0.1 * torch.randn(5, *shape, generator=torch.Generator().manual_seed(4))
+    x = x.clamp(0, 1)
+    model = wrap(net)
+    with model.frozen():
+        y = model(x).argmax(1)
+    eps = net.distance(x, norm)
+    lost = ATTACKS.get(name).cls(threat=THREATS[norm].at(float(eps.min()) * 0.98))(model, x, y)
+    assert not lost.success.any()
+    assert torch.equal(lost.adversarial, x)
+    assert (lost.distance == 0).all() and (lost.first_success_step == -1).all()
+    assert (lost.adversarial - x).abs().sum() == 0
+
+
+def test_half_space_is_broken_just_beyond_its_distance(name):
+    """On a hyperplane every gradient step is the best one: the attack must win as soon as winning is possible."""
+    net = HalfSpace((1, 6, 6), seed=2)
+    x = 0.5 + 0.02 * torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(4))
+    model = wrap(net)
+    with model.frozen():
+        y = model(x).argmax(1)
+    for norm, threat in THREATS.items():
+        eps = net.distance(x, norm) * 1.03 + 1e-5
+        assert ATTACKS.get(name).cls(threat=threat.at(eps))(model, x, y).success.all(), norm
+
+
+def test_leaves_no_trace(name):
+    model, x, y = problem()
+    net = model.net
+    net.train()
+    net.body[3].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    modes = [m.training for m in net.modules()]
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    net.body[0].weight.requires_grad_(False)
+    x.requires_grad_(True)
+    rng = torch.get_rng_state()
+    attack(name)(model, x, y)
+    with pytest.raises(UsageError):
+        attack(name)(model, x, y + 99)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert modes == [m.training for m in net.modules()]
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in net.parameters())
+    assert [p.requires_grad for p in net.parameters()][0] is False and all(p.requires_grad for p in list(net.parameters())[1:])
+    assert x.grad is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_same_call_same_bits_and_input_untouched(name):
+    model, x, y = problem()
+    copy = x.clone()
+    one, two = (attack(name)(model, x, y, seed=5) for _ in range(2))
+    assert torch.equal(one.adversarial, two.adversarial)
+    assert torch.equal(x, copy)
+
+
+def test_batch_invariance_row_by_row(name):
+    """Keyed draws: on a float64 network, a sample alone and in a batch end at the same place."""
+    model, x, y = problem(torch.float64)
+    ids = torch.tensor([11, 3, 99, 42, 7, 0])
+    for norm in THREATS:
+        whole = attack(name, norm)(model, x, y, ids=ids, seed=1)
+        alone = [attack(name, norm)(model, x[i : i + 1], y[i : i + 1], ids=ids[i : i + 1], seed=1) for i in range(len(x))]
+        assert torch.equal(whole.success, torch.cat([r.success for r in alone]))
+        torch.testing.assert_close(whole.adversarial, torch.cat([r.adversarial for r in alone]), atol=1e-9, rtol=0)
+
+
+def test_empty_batch_and_batch_of_one(name):
+    model, x, y = problem()
+    empty = attack(name)(model, x[:0], y[:0])
+    assert len(empty.adversarial) == len(empty.success) == 0
+    assert (empty.cost.forwards, empty.cost.backwards) == (0, 0)
+    assert len(attack(name)(model, x[:1], y[:1]).success) == 1
+
+
+def test_cost_is_what_passed_through_the_network(name):
+    model, x, y = problem()
+    passed = []
+    handle = model.net.register_forward_hook(lambda module, inputs, output: passed.append(len(inputs[0])))
+    model.output_shape(x)
+    passed.clear()
+    before = (model.cost.forwards, model.cost.backwards)
+    found = ATTACKS.get(name).cls(threat=Linf(1e-6))(model, x, y)
+    handle.remove()
+    assert found.cost.forwards == int(found.forwards.sum()) == model.cost.forwards - before[0]
+    assert found.cost.backwards == int(found.backwards.sum()) == model.cost.backwards - before[1]
+    assert sum(passed) >= len(x)  # at least the verdicts were taken on the network itself
+
+
+def test_targeted_reaches_the_target(name):
+    model, x, y = problem()
+    target = (y + 1) % 5
+    found = ATTACKS.get(name).cls(threat=Linf(1.0))(model, x, y, target=target)
+    with model.frozen():
+        reached = model(found.adversarial).argmax(1) == target
+    assert torch.equal(reached, found.success)
+    assert found.success.any()
+
+
+def test_per_sample_eps(name):
+    model, x, y = problem()
+    eps = torch.tensor([0.0, 0.01, 0.02, 0.05, 0.1, 0.2])
+    found = ATTACKS.get(name).cls(threat=Linf(eps))(model, x, y)
+    assert (found.distance <= eps + 1e-6).all()
+    assert found.distance[0] == 0
+
+
+def test_chunked_network_gives_the_same(name):
+    _, x, y = problem(torch.float64)
+    whole = attack(name)(wrap(SmallNet(torch.float64)), x, y)
+    parts = attack(name)(wrap(SmallNet(torch.float64), chunk=2), x, y)
+    torch.testing.assert_close(whole.adversarial, parts.adversarial, atol=1e-9, rtol=0)
+
+
+def test_memory_is_flat_over_50_calls(name):
+    model, x, y = problem()
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(type(o) in (torch.Tensor, nn.Parameter) for o in gc.get_objects())
+
+    run = attack(name)
+    run(model, x, y)
+    before = tensors()
+    for _ in range(50):
+        run(model, x, y)
+    assert tensors() <= before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:3], y), "different lengths"),
+        (lambda x, y: (x, y.float()), "wrong form"),
+        (lambda x, y: (x, y + 5), "out of range"),
+        (lambda x, y: (x * 255, y), "leave the bounds"),
+        (lambda x, y: (x / 0, y), "NaN or infinity"),
+        (lambda x, y: (x.double(), y), "do not match"),
+        (lambda x, y: ((x * 255).byte(), y), "floating-point"),
+        (lambda x, y: (x[:, :2], y), "does not accept"),
+        (lambda x, y: (x[0, 0, 0], y), "batch"),
+    ],
+)
+def test_bad_input_is_one_clear_message(name, change, message):
+    model, x, y = problem()
+    with pytest.raises(UsageError, match=message):
+        attack(name)(model, *change(x, y))
+
+
+def test_bare_network_is_refused(name):
+    _, x, y = problem()
+    with pytest.raises(UsageError, match=r"robustkit\.wrap"):
+        attack(name)(SmallNet(), x, y)
+
+
+def test_entry_is_complete(name):
+    entry = ATTACKS.get(name)
+    assert entry.paper.startswith("https://") and entry.summary.endswith(".")
+    assert all(option.help for option in entry.options())
+    assert ATTACKS.catalogue()[name].summary == entry.summary

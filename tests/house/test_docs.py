@@ -1,0 +1,157 @@
+"""The documentation is true: links lead somewhere, commands and names exist, and the attack it teaches works."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+import yaml
+
+import robustkit
+from robustkit.cli.app import app
+from robustkit.core.attack import ATTACKS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+DIAGNOSTICS = [*range(1, 9), *range(10, 18)]
+FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, *languages: str) -> Iterator[str]:
+    """The code of the fenced blocks in these languages."""
+    for match in FENCE.finditer(path.read_text(encoding="utf-8")):
+        if match["language"] in languages:
+            yield match["code"]
+
+
+def prose(path: Path) -> str:
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    heads = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def nav_files(node: object) -> Iterator[str]:
+    """The files that mkdocs.yml lists."""
+    if isinstance(node, str):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from nav_files(child)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_links_resolve(path: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if link.startswith(("https://", "http://", "mailto:")):
+            continue
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(link)
+    assert not broken
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_pages_link_within_docs(path: Path) -> None:
+    """MkDocs builds docs/ alone: a link that leaves it works on GitHub and breaks on the site."""
+    links = re.findall(r"\]\(([^)\s#]+)", prose(path))
+    local = [link for link in links if "://" not in link]
+    assert all((path.parent / link).resolve().is_relative_to(DOCS) for link in local)
+
+
+def test_navigation_lists_every_page_once() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = list(nav_files(yaml.safe_load(text)["nav"]))
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in PAGES)
+
+
+@pytest.mark.parametrize("number", DIAGNOSTICS)
+def test_every_diagnostic_has_a_page(number: int) -> None:
+    page = DOCS / "diagnostics" / f"d{number:02d}.md"
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# D{number} ")
+    for heading in ("What it tests", "Value and threshold", "Why it matters", "What to do"):
+        assert f"\n## {heading}\n" in text
+    assert f"(d{number:02d}.md)" in (DOCS / "diagnostics" / "index.md").read_text(encoding="utf-8")
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The words of every `robustkit ...` line in shell blocks."""
+    for code in blocks(path, "console", "bash", "sh", "yaml"):
+        for line in code.replace("\\\n", " ").splitlines():
+            line = line.removeprefix("- run:").strip().removeprefix("$ ")
+            if line.startswith("robustkit "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def options_of(verb: str) -> set[str]:
+    names = {name for param in COMMANDS[verb].params for name in (*param.opts, *param.secondary_opts)}
+    return {"--help"} | {name for name in names if name.startswith("-")}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_commands_exist(path: Path) -> None:
+    for verb, *words in commands(path):
+        assert verb in COMMANDS
+        used = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert used <= options_of(verb), f"robustkit {verb}"
+
+
+def test_the_command_line_page_names_every_verb_and_option() -> None:
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `robustkit (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
+    hidden = {"--no-curve", "--no-force", "--help"}
+    for verb in COMMANDS:
+        assert not {name for name in options_of(verb) - hidden if not re.search(rf"{name}[ `]", text)}, verb
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_python_blocks_compile_and_use_public_names(path: Path) -> None:
+    for code in blocks(path, "python"):
+        tree = ast.parse(code)
+        dotted = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        used = {name.removeprefix("rk.") for name in dotted if re.fullmatch(r"rk\.\w+", name)}
+        assert used <= set(robustkit.__all__)
+
+
+@pytest.fixture
+def taught() -> Iterator[list[str]]:
+    """The blocks of the how-to page; what they register is forgotten afterwards."""
+    before = dict(ATTACKS._entries)
+    yield list(blocks(DOCS / "how-to" / "add-an-attack.md", "python"))
+    ATTACKS._entries.clear()
+    ATTACKS._entries.update(before)
+    sys.modules.pop("robustkit.attacks.mifgsm", None)
+
+
+def test_the_attack_of_the_how_to_page_passes_the_test_of_that_page(taught: list[str]) -> None:
+    attack, test = taught
+    module = types.ModuleType("robustkit.attacks.mifgsm")
+    sys.modules[module.__name__] = module
+    exec(compile(attack, "docs/how-to/add-an-attack.md", "exec"), vars(module))
+    assert "mifgsm" in ATTACKS.names()
+    assert {option.name for option in ATTACKS.get("mifgsm").options()} == {"steps", "decay", "loss"}
+    scope: dict[str, object] = {}
+    exec(compile(test, "docs/how-to/add-an-attack.md", "exec"), scope)
+    check = scope["test_equals_the_algorithm_of_the_paper"]
+    assert callable(check)
+    check()
