@@ -24,7 +24,7 @@ class FGSM(Attack):
     'dlr'
     """
 
-    loss: Loss = Field("ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
+    loss: Loss = Field(default="ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
 
     def perturb(self, search: Search) -> None:
         x = search.begin(0, random=False)

@@ -26,11 +26,11 @@ class PGD(Attack):
     True
     """
 
-    steps: int = Field(40, ge=1, description="gradient steps a restart")
-    step_size: Fraction | None = Field(None, gt=0, description="alpha, in units of the input; by default 2.5 * eps / steps")
-    restarts: int = Field(1, ge=1, description="random starts; samples that broke are not attacked again")
-    random_start: bool = Field(True, description="begin at a uniform point of the ball; later restarts always do")
-    loss: Loss = Field("ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
+    steps: int = Field(default=40, ge=1, description="gradient steps a restart")
+    step_size: Fraction | None = Field(default=None, gt=0, description="alpha, in units of the input; by default 2.5 * eps / steps")
+    restarts: int = Field(default=1, ge=1, description="random starts; samples that broke are not attacked again")
+    random_start: bool = Field(default=True, description="begin at a uniform point of the ball; later restarts always do")
+    loss: Loss = Field(default="ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
 
     def perturb(self, search: Search) -> None:
         for restart in range(self.restarts):

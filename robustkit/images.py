@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -40,37 +42,36 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UsageError: missing, not one of FORMATS, damaged, or larger than MAX_PIXELS.
     """
+    with decoding(str(path)), Image.open(path, formats=FORMATS) as image:
+        return upright(image)
+
+
+@contextmanager
+def decoding(where: str) -> Iterator[None]:
+    """Pillow runs inside: a picture that is too large is an error, not a warning, and every error names the picture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                _check_size(image)
-                image.load()
-                return upright(image)
+            yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(
             "the picture is too large to be opened safely",
             expected=f"at most {MAX_PIXELS:,} pixels",
             got=str(error),
-            where=str(path),
+            where=where,
             fix="Make it smaller, or leave it out: a small file can unpack to fill the memory.",
         ) from error
     except UnidentifiedImageError as error:
-        raise UsageError("not a picture", expected=", ".join(FORMATS), got="another format", where=str(path)) from error
+        raise UsageError("not a picture", expected=", ".join(FORMATS), got="another format", where=where) from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow's parsers raise all three on damaged files
-        raise UsageError(
-            "the picture cannot be read", expected="a whole file", got=str(error), where=str(path)
-        ) from error
+        raise UsageError("the picture cannot be read", expected="a whole file", got=str(error), where=where) from error
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; a copy that outlives its file."""
-    return ImageOps.exif_transpose(image) or image.copy()
-
-
-def _check_size(image: Image.Image) -> None:
+    """The picture turned as its EXIF orientation says; a decoded copy that outlives its file."""
     if image.width * image.height > MAX_PIXELS:  # also where somebody has switched Pillow's own limit off
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    return ImageOps.exif_transpose(image)
 
 
 def channels_of(image: Image.Image, preprocessing: Preprocessing | None) -> Mode:

@@ -45,7 +45,8 @@ class HalfSpace(nn.Module):
     def distance(self, x: Tensor, norm: str) -> Tensor:
         """Distance of each sample to the other class, (N,)."""
         z = (x.flatten(1) - 0.5) @ self.weight.detach()
-        return z.abs() / torch.linalg.vector_norm(self.weight.detach(), ord=DUAL[norm])
+        norms: Tensor = torch.linalg.vector_norm(self.weight.detach(), ord=DUAL[norm])
+        return z.abs() / norms
 
 
 class Bowl(nn.Module):

@@ -106,12 +106,13 @@ def evaluate(
 def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> None:
     from robustkit.cli.outcome import exit_code, print_results
     from robustkit.run.config import load_config
-    from robustkit.run.directory import default_folder
+    from robustkit.run.directory import check_folder, default_folder
     from robustkit.run.gates import judge
     from robustkit.run.progress import NotesOnly, make_progress
 
     config = load_config(file, options)
     folder = out or default_folder(Path("runs"), config)
+    check_folder(folder, config)  # before anything is loaded
     shown = NotesOnly() if config.progress == "none" else make_progress(config.progress)
     with shown as progress, _stoppable(folder):
         from robustkit.run.evaluate import run

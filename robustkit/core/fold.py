@@ -29,7 +29,7 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
             for conv, norm in _pairs(twin, example):
                 _fold(twin, conv, norm)
             if example.ndim == 4 and example.shape[2] * example.shape[3] >= CHANNELS_LAST_PIXELS:
-                twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                twin = twin.to(memory_format=torch.channels_last)
             same = _close(module(example), twin(example))
     except Exception:  # what cannot be copied or run twice is used as it is: the copy is an optimisation only
         return module

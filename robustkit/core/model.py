@@ -149,7 +149,7 @@ class Model:
                 grad = self._gradient(value, leaf)
             return value.detach(), grad, outputs.detach()
 
-        parts = self._chunked(both, len(x))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = self._chunked(both, len(x))
         self.cost.forwards += len(x) * self.eot
         self.cost.backwards += len(x) * self.eot
         if len(parts) == 1:

@@ -50,17 +50,8 @@ def channels_first(x: NDArray[Any]) -> NDArray[Any]:
 
 def _array(path: Path, key: str) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UsageError(
-                    "not an npz file", expected="an archive with x and y", got="a single array", where=str(path)
-                )
-            if key not in archive.files:
-                fix = f"Write npz:FILE:X,Y with their names. {near(key, archive.files)}"
-                got = ", ".join(archive.files[:10]) or "no arrays"
-                raise UsageError(f"no array {key!r} in the file", expected=key, got=got, where=str(path), fix=fix)
-            array: NDArray[Any] = archive[key]
-            return array
+        with path.open("rb") as file:  # NumPy leaves a file that it opened itself open when the archive is damaged
+            return _named(np.load(file, allow_pickle=False), key, path)
     except FileNotFoundError as error:
         raise UsageError("no such file", got=str(path), where="npz:FILE") from error
     except UsageError:
@@ -74,3 +65,15 @@ def _array(path: Path, key: str) -> NDArray[Any]:
         raise UsageError(
             "the file cannot be read", expected="a whole npz file", got=str(error), where=str(path)
         ) from error
+
+
+def _named(archive: object, key: str, path: Path) -> NDArray[Any]:
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UsageError("not an npz file", expected="an archive of x and y", got="a single array", where=str(path))
+    with archive:
+        if key not in archive.files:
+            fix = f"Write npz:FILE:X,Y with their names. {near(key, archive.files)}"
+            got = ", ".join(archive.files[:10]) or "no arrays"
+            raise UsageError(f"no array {key!r} in the file", expected=key, got=got, where=str(path), fix=fix)
+        array: NDArray[Any] = archive[key]
+    return array

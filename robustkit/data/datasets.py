@@ -36,7 +36,9 @@ class DatasetData(Data):
         if not self._rows:
             raise UsageError("the data are empty", expected="at least one sample", got="none", where=self.name)
         first = range(min(4, len(self)))
-        if hash_of(*self.take(first)) != hash_of(*self.take(first)):
+        with torch.random.fork_rng(devices=[]):  # one stream for both, or augmentation would draw the same twice
+            once, again = hash_of(*self._take(first)), hash_of(*self._take(first))
+        if once != again:
             raise UsageError(
                 "the data set gives another sample each time",
                 expected="the same sample for the same index",
@@ -49,8 +51,12 @@ class DatasetData(Data):
         return len(self._rows)
 
     def take(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            return self._take(ids)
+
+    def _take(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         if not len(ids):
-            x, y = self.take([0])
+            x, y = self._take([0])
             return x[:0], y[:0]
         with reading(f"{self.name}, samples {ids[0]} to {ids[-1]}"):
             batch = self._collate([self._dataset[self._rows[i]] for i in ids])
@@ -72,20 +78,19 @@ class DatasetData(Data):
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """The user's own code runs inside: its exceptions become one UsageError, and torch's random state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        except RobustkitError:
-            raise
-        except Exception as error:
-            picture = "PIL" in str(error)
-            raise UsageError(
-                "a sample cannot be read",
-                got=f"{type(error).__name__}: {error}".partition("\n")[0],
-                where=where,
-                fix="Pictures must be tensors: add ToImage() or ToTensor() to the transform." if picture else "",
-            ) from error
+    """The user's own code runs inside: its exceptions become one UsageError."""
+    try:
+        yield
+    except RobustkitError:
+        raise
+    except Exception as error:
+        picture = "PIL" in str(error)
+        raise UsageError(
+            "a sample cannot be read",
+            got=f"{type(error).__name__}: {error}".partition("\n")[0],
+            where=where,
+            fix="Pictures must be tensors: add ToImage() or ToTensor() to the transform." if picture else "",
+        ) from error
 
 
 def checked(batch: Any, name: str) -> tuple[Tensor, Tensor]:

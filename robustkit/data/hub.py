@@ -19,7 +19,7 @@ from torch import Tensor
 from robustkit.core.errors import UsageError
 from robustkit.core.preprocessing import Preprocessing
 from robustkit.data.samples import Data, dealt, inputs, labels
-from robustkit.images import channels_of, to_array, upright
+from robustkit.images import channels_of, decoding, to_array, upright
 
 FORM = re.compile(r"^(?P<id>.+?)(?::(?P<split>[A-Za-z_]\w*(?:\[[^\]]*\])?))?$", re.DOTALL)
 PICTURES, LABELS = ("image", "img", "pixel_values", "picture"), ("label", "labels", "fine_label", "target", "y")
@@ -65,7 +65,8 @@ class HubData(Data):
         return hashlib.sha256(text.encode() + self._y.numpy().tobytes()).hexdigest()
 
     def _image(self, i: int) -> Any:
-        return upright(self._table[self._rows[i]][self._picture])
+        with decoding(f"{self.name}, row {self._rows[i]}"):
+            return upright(self._table[self._rows[i]][self._picture])
 
 
 def open_hub(text: str, preprocessing: Preprocessing | None = None) -> Data:

@@ -44,7 +44,7 @@ def as_data(source: object, limit: int | None = None, *, name: str = "") -> Data
     """
     if isinstance(source, Data):
         return source
-    name = name or type(source).__name__
+    name = name or type(getattr(source, "dataset", source)).__name__
     if isinstance(source, DataLoader):
         return _loader(source, limit, name)
     if (
@@ -89,7 +89,7 @@ def _loader(loader: DataLoader[Any], limit: int | None, name: str) -> Data:
             fix="Give a loader over torch.utils.data.Subset(dataset, indices), or the dataset itself.",
         )
     rows = sorted(int(i) for i in sampler.indices) if isinstance(sampler, SubsetRandomSampler) else None
-    return DatasetData(dataset, rows=rows, collate=loader.collate_fn, name=f"{type(dataset).__name__} of a DataLoader")
+    return DatasetData(dataset, rows=rows, collate=loader.collate_fn, name=name)
 
 
 def _by_index(source: object) -> bool:
@@ -111,7 +111,7 @@ def _read(source: Iterable[Any], limit: int | None, name: str) -> Data:
     xs: list[Tensor] = []
     ys: list[Tensor] = []
     count = 0
-    with reading(name):
+    with torch.random.fork_rng(devices=[]), reading(name):
         for item in source:
             x, y = checked(item if _is_batch(item) else default_collate([pair(item, name)]), name)
             xs.append(x)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,8 @@ def train(recipe: Recipe) -> DigitNet:
     """One network as the recipe says: AdamW, one cycle of the learning rate, the last weights (no selection)."""
     generator = torch.Generator().manual_seed(recipe.seed)
     images, labels = tensors("train")
-    net = DigitNet()
+    with torch.random.fork_rng(devices=[]):  # the constructors draw weights, which are then drawn again
+        net = DigitNet()
     initialise(net, generator)
     steps = recipe.epochs * (len(labels) // recipe.batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.peak_rate, weight_decay=recipe.decay)
@@ -118,19 +119,17 @@ def train(recipe: Recipe) -> DigitNet:
     return net.eval()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train the named networks (all three by default) and store each as DIR/NAME.safetensors."""
     parser = argparse.ArgumentParser(prog="python -m robustkit.demo.train", description=main.__doc__)
-    parser.add_argument(
-        "names", nargs="*", default=list(RECIPES), choices=RECIPES, help="which networks (default: all)"
-    )
+    parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES), help="which networks")
     parser.add_argument("--out", type=Path, required=True, help="folder for the safetensors files")
     parser.add_argument("--threads", type=int, default=2, help="torch threads; part of what decides the bits")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names:
+    for name in args.only:
         log.info("training %s", name)
         save_file(train(RECIPES[name]).state_dict(), args.out / f"{name}.safetensors", metadata={"format": "pt"})
 

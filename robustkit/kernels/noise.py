@@ -1,12 +1,54 @@
-import hashlib, torch
-def key_of(seed, sample_id, method, restart, chunk):
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{sample_id}/{method}/{restart}/{chunk}".encode(),digest_size=8).digest(),'big')>>1
-def _k(keys, shape, dtype, device, f):
-    out=torch.empty((len(keys),*shape),dtype=dtype)
-    for r,k in zip(out,keys):
-        f(r, torch.Generator().manual_seed(int(k)))
-    return out.to(device)
-def keyed_uniform(keys, shape, dtype, device):
-    return _k(keys, shape, dtype, device, lambda r,g: r.uniform_(generator=g))
-def keyed_normal(keys, shape, dtype, device):
-    return _k(keys, shape, dtype, device, lambda r,g: r.normal_(generator=g))
+"""Keyed noise: every row of a batch is drawn from a key of its own.
+
+On the CPU each key seeds a ``torch.Generator``; on CUDA a counter-based kernel (Philox) draws all rows at once. The two
+give different bits, each the same on every run and for every batch. Other devices get the CPU's draws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from robustkit.kernels import twins
+
+
+def key_of(seed: int, sample: int, purpose: str, restart: int, chunk: int) -> int:
+    """A 63-bit key: equal for equal arguments on every machine, unrelated otherwise.
+
+    >>> key_of(0, 1, "pgd", 0, 0) == key_of(0, 1, "pgd", 0, 0) != key_of(0, 2, "pgd", 0, 0)
+    True
+    """
+    text = f"{seed}/{sample}/{restart}/{chunk}/{purpose}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def keyed_uniform(keys: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """U[0, 1), (N, *shape): row i is a function of ``keys[i]`` alone."""
+    return _draw(keys, shape, dtype, device, "uniform", lambda row, generator: row.uniform_(generator=generator))
+
+
+def keyed_normal(keys: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """N(0, 1), (N, *shape): row i is a function of ``keys[i]`` alone."""
+    return _draw(keys, shape, dtype, device, "normal", lambda row, generator: row.normal_(generator=generator))
+
+
+def _draw(
+    keys: Sequence[int],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    kind: str,
+    fill: Callable[[Tensor, torch.Generator], Tensor],
+) -> Tensor:
+    out = torch.empty((len(keys), *shape), dtype=dtype, device=device)
+    if twins.on(out):
+        drawn: Tensor = twins.ops().keyed(kind, torch.tensor(keys, dtype=torch.int64, device=device), out)
+        return drawn
+    host = out if out.device.type == "cpu" else out.cpu()
+    generator = torch.Generator()
+    for row, key in zip(host, keys, strict=True):
+        fill(row, generator.manual_seed(key))
+    return host.to(device)

@@ -41,8 +41,8 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Text = Field(description="a model: demo:, timm:, torchvision:, hf: with a name, or path.py:factory")
-    data: Text = Field(description="data: demo:NAME, folder:DIR, npz:FILE, hf:NAME or path.py:factory")
+    model: Text = Field(description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID or path.py:factory")
+    data: Text = Field(description="demo:NAME, folder:DIR, npz:FILE, hf:ID or path.py:factory")
     attacks: Annotated[tuple[StrictStr, ...], Field(min_length=1)] = Field(
         description="a list of attacks such as pgd:steps=20")
     threat: StrictStr = Field(description="a norm and a radius such as linf:8/255")

@@ -79,20 +79,20 @@ class _Radii:
     def below(self, known: dict[int, Tensor]) -> None:
         """Samples broken at eps, in smaller balls."""
         self.radius.update(dict.fromkeys(known, self.eps))
-        start = known
+        start: dict[int, Tensor | None] = dict(known)
         for radius in (r for r in self.radii if 0 < r < self.eps):
             start = self._try(radius, start)
 
     def above(self, ids: list[int]) -> None:
         """Samples that stand at eps, in larger balls."""
-        start: dict[int, Tensor] = dict.fromkeys(ids)  # type: ignore[arg-type]
+        start: dict[int, Tensor | None] = dict.fromkeys(ids)
         for radius in (r for r in self.radii if r > self.eps):
             start = self._try(radius, start)
 
     def rows(self) -> list[dict[str, Any]]:
         return [{"id": i, "radius": r, "forwards": self.passes[i][0], "backwards": self.passes[i][1]} for i, r in self.radius.items()]
 
-    def _try(self, radius: float, start: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _try(self, radius: float, start: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
         """Attack inside one ball; what still stands, with where its search ended."""
         ids = list(start)
         if not ids:
@@ -100,10 +100,11 @@ class _Radii:
         index = torch.tensor(ids)
         x, y = self.plan.inputs(ids)
         least = torch.tensor([self.clean[i].get("least", -1) for i in ids], device=y.device)
-        begin = None if any(p is None for p in start.values()) else torch.stack([start[i] for i in ids])
+        known = [p for p in start.values() if p is not None]
+        begin = torch.stack(known) if len(known) == len(ids) else None
         found = self.attack.with_threat(self.plan.threat.at(radius))(
             self.plan.model, x, y, target=self.plan.targets(index, y, least), ids=index, seed=self.plan.config.seed, start=begin)
-        standing = {}
+        standing: dict[int, Tensor | None] = {}
         for row, i in enumerate(ids):
             f, b = self.passes[i]
             self.passes[i] = (f + int(found.forwards[row]), b + int(found.backwards[row]))

@@ -68,7 +68,7 @@ class RunDirectory:
             Incomplete: the disk is full.
         """
         path = Path(path).absolute()
-        _refuse_foreign(path)
+        check_folder(path, config)
         _make_folder(path)
         lock = RunLock(path)
         lock.acquire()
@@ -185,23 +185,10 @@ class RunDirectory:
             lone.unlink()
         for file in self.path.glob("*.jsonl"):
             cut_torn_line(file)
-        if self.file("config.yaml").is_file():
-            self._compare(header)
-        else:
+        check_folder(self.path, self.config, header)  # again: now nobody else can change it
+        if not self.file("config.yaml").is_file():
             replace_file(self.file("config.yaml"), dump_config(self.config).encode("utf-8"))
         self._write_header(header)
-
-    def _compare(self, header: Mapping[str, Any]) -> None:
-        """Refuse to go on with a run of other options, another model or other data."""
-        changes = difference(load_config(self.file("config.yaml"), {}), self.config)
-        old = self.read_json("run.json") or {}
-        for part in ("model", "data"):
-            before, now = (_fingerprint(source, part) for source in (old, header))
-            if before and now and before != now:
-                changes.append(f"contents of {part}: sha256 {before[:12]} -> {now[:12]}")
-        if changes:
-            raise UsageError(f"the run in {self.path} was started otherwise: {'; '.join(changes)}",
-                             fix="Give another folder with --out, or the old options to go on.")
 
     def _write_header(self, header: Mapping[str, Any]) -> None:
         old = self.read_json("run.json")
@@ -269,17 +256,36 @@ def finished(folder: Path) -> bool:
     return bool(results and results.get("complete")) and listed(folder, "results.json")
 
 
-def _refuse_foreign(path: Path) -> None:
-    """Leave a folder of other things alone: not even a lock is put there."""
+def check_folder(path: Path, config: EvaluateConfig, header: Mapping[str, Any] | None = None) -> None:
+    """Whether a run of these options (and of the model and data in the header) may go there; writes nothing.
+
+    Raises:
+        UsageError: the path is a file, the folder holds something else, or a run that was started otherwise.
+    """
     if path.exists() and not path.is_dir():
         raise UsageError("the path of the run is a file", expected="a folder", where=str(path),
                          fix="Give another path with --out.")
     with writing(path, begun=False):
         names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} if path.is_dir() else set()
-    if "config.yaml" not in names and names - UNLISTED:
+    if "config.yaml" in names:
+        _compare(path, config, header or {})
+    elif names - UNLISTED:
         raise UsageError("the folder holds something else", expected="an empty folder, a new one, or a run",
                          got=", ".join(sorted(names - UNLISTED)[:3]), where=str(path),
                          fix="Give another folder with --out.")
+
+
+def _compare(path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run of other options, another model or other data."""
+    changes = difference(load_config(path / "config.yaml", {}), config)
+    old = read_json(path / "run.json") or {}
+    for part in ("model", "data"):
+        before, now = (_fingerprint(source, part) for source in (old, header))
+        if before and now and before != now:
+            changes.append(f"contents of {part}: sha256 {before[:12]} -> {now[:12]}")
+    if changes:
+        raise UsageError(f"the run in {path} was started otherwise: {'; '.join(changes)}",
+                         fix="Give another folder with --out, or the old options to go on.")
 
 
 def _make_folder(path: Path) -> None:

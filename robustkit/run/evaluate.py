@@ -15,9 +15,10 @@ from robustkit.core.model import Model, wrap
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data, open_data
 from robustkit.run.config import EvaluateConfig, config_warnings
-from robustkit.run.directory import RunDirectory, read_json
+from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
+from robustkit.run.files import read_json
 from robustkit.run.plan import Plan, build_attacks, label_of
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.result import Result
@@ -68,8 +69,8 @@ def evaluate(
         max_minutes=max_minutes, progress=progress, eot=wrapped.eot, surrogate=surrogate and f"python:{surrogate.name}",
     )
     plan = Plan(wrapped, as_data(data, limit=limit), built, where, config, surrogate)
-    keep = None if out is not None else tempfile.TemporaryDirectory(prefix="robustkit-")
-    folder = Path(out if keep is None else keep.name)
+    keep = tempfile.TemporaryDirectory(prefix="robustkit-") if out is None else None
+    folder = Path(out if out is not None else keep.name if keep else "")
     with make_progress(progress) as shown:
         results = _journey(plan, folder, ["python"], shown, reports=out is not None)
     return Result(results, folder, keep)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustkit.run.diagnostics import Evidence, Stored
+from robustkit.run.diagnostics import Batch, Evidence
 from robustkit.run.directory import RunDirectory
 from robustkit.run.plan import Plan
 from robustkit.run.stages import CLEAN, samples_file, tensors_file
@@ -31,25 +32,21 @@ def gather(plan: Plan, run: RunDirectory) -> Evidence:
     return Evidence(
         model=plan.model, x=x, y=y, ids=index, target=plan.targets(index, y, least), attacks=plan.attacks, success=success,
         silent=sum(bool(row["silent"]) for found in rows.values() for row in found.values()),
-        stored=stored(plan, run, clean), threat=plan.threat, seed=plan.config.seed, chance=1 / classes, surrogate=plan.surrogate,
+        stored=lambda: stored(plan, run, clean), threat=plan.threat, seed=plan.config.seed, chance=1 / classes, surrogate=plan.surrogate,
     )
 
 
-def stored(plan: Plan, run: RunDirectory, clean: dict[int, dict[str, Any]]) -> Stored | None:
-    """Every stored adversarial input beside its clean one; chunks are read as they are asked for."""
-
-    def batches() -> Any:
-        for chunk in plan.chunks():
-            for k in range(len(plan.attacks)):
-                tensors = run.read_tensors(tensors_file(plan, k, chunk))
-                ids = tensors["ids"].tolist()
-                if ids:
-                    yield _pair(plan, ids, tensors["adversarial"], clean)
-
-    return Stored(batches)
+def stored(plan: Plan, run: RunDirectory, clean: dict[int, dict[str, Any]]) -> Iterator[Batch]:
+    """Every stored adversarial input beside its clean one, chunk by chunk."""
+    for chunk in plan.chunks():
+        for k in range(len(plan.attacks)):
+            tensors = run.read_tensors(tensors_file(plan, k, chunk))
+            ids = tensors["ids"].tolist()
+            if ids:
+                yield _pair(plan, ids, tensors["adversarial"], clean)
 
 
-def _pair(plan: Plan, ids: list[int], adversarial: Tensor, clean: dict[int, dict[str, Any]]) -> tuple[Tensor, ...]:
+def _pair(plan: Plan, ids: list[int], adversarial: Tensor, clean: dict[int, dict[str, Any]]) -> Batch:
     x, y = plan.inputs(ids)
     least = torch.tensor([clean[i].get("least", -1) for i in ids], device=y.device, dtype=torch.long)
     target = plan.targets(torch.tensor(ids), y, least)

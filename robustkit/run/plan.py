@@ -21,8 +21,8 @@ from robustkit.data import Data
 from robustkit.run.config import EvaluateConfig
 from robustkit.run.files import slug
 
-PROBE = 128
-"""Samples on which the preflight looks at the data."""
+PROBE, PROBE_LARGE = 128, 64
+"""Samples on which the preflight looks at the data; fewer where one has more than 100,000 values."""
 AUTO_VALUES = 2_500_000
 """Input values in a batch of ``--batch-size auto``: 16 photos of 224x224, or 512 digits, the most."""
 
@@ -63,7 +63,7 @@ class Plan:
     def batch(self) -> int:
         """Samples in a chunk; decided by the options and the shape of the inputs alone."""
         if self.config.batch_size != "auto":
-            return self.config.batch_size
+            return int(self.config.batch_size)
         values = max(1, self.inputs([0])[0][0].numel())
         return max(1, min(512, 2 ** int(math.log2(max(1, AUTO_VALUES / values)))))
 
@@ -77,9 +77,9 @@ class Plan:
         dtype = self.model.dtype if x.is_floating_point() else x.dtype
         return x.to(self.model.device, dtype), y.to(self.model.device)
 
-    def probe_ids(self, size: int = PROBE) -> list[int]:
-        """Evenly spaced samples."""
-        count = min(size, self.n)
+    def probe_ids(self) -> list[int]:
+        """Evenly spaced samples for the preflight."""
+        count = min(PROBE_LARGE if self.inputs([0])[0][0].numel() > 100_000 else PROBE, self.n)
         return [i * self.n // count for i in range(count)]
 
     def targets(self, ids: Tensor, y: Tensor, least: Tensor) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -14,15 +15,10 @@ from robustkit.core.model import Model, wrap
 from robustkit.core.task import Task
 from robustkit.core.types import Bounds
 from robustkit.userfile import call_factory, is_user_file
-from robustkit.zoo.sources import Source, demo, from_hugging_face, from_timm, from_torchvision
+from robustkit.zoo.source import Source
 from robustkit.zoo.weights import load_into, read_state
 
-SOURCES: dict[str, Callable[[str, Path | None], Source]] = {
-    "demo": demo,
-    "timm": from_timm,
-    "torchvision": from_torchvision,
-    "hf": from_hugging_face,
-}
+SOURCES = ("demo", "timm", "torchvision", "hf")  # modules of this package, each with find(name, weights) -> Source
 
 
 def load(
@@ -44,7 +40,7 @@ def load(
             `hf:`.
         mean, std: per channel; by default those the network's makers wrote down.
         bounds: valid range of inputs before normalisation; (0, 1) by default.
-        task: classification by default.
+        task: by default what the network is for; classification where that is not known.
         device: where to put the network; by default where it was made.
         eot: passes averaged for networks that are random by design.
 
@@ -59,7 +55,8 @@ def load(
         kind, _, name = spec.partition(":")
         if kind not in SOURCES or not name:
             raise _unknown(spec)
-        made = SOURCES[kind](name, file)
+        with torch.random.fork_rng(devices=[]):  # a new network draws its first weights from the global generator
+            made = import_module(f"robustkit.zoo.{kind}").find(name, file)
     if isinstance(made, Model):
         return _as_wrapped(made, spec, place, given=(mean, std, bounds, task, None if eot == 1 else eot))
     net, source = (made.net, made) if isinstance(made, Source) else (made, Source(nn.Identity()))
@@ -70,7 +67,7 @@ def load(
         mean=mean,
         std=std,
         bounds=(0.0, 1.0) if bounds is None else bounds,
-        task=task or "classification",
+        task=task or source.task,
         preprocessing=source.preprocessing,
         eot=eot,
         name=spec,

@@ -1,6 +1,7 @@
 """Bad input: one clear message, exit 2, no traceback, nothing written, nothing executed, nothing hanging."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def evaluate(robustkit, folder, monkeypatch):
         model = options.pop("model", None)
         return robustkit("evaluate", *([model] if model else []), *(word for pair in options.items() for word in pair))
 
-    return run
+    yield run
+    shutil.rmtree(folder / "out", ignore_errors=True)  # what a case left that should have left nothing
 
 
 def contents(folder: Path) -> set[str]:

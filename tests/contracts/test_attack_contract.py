@@ -63,7 +63,7 @@ def name(request) -> str:
 def test_result_lies_in_threat_and_bounds_and_success_is_true(name, norm, dtype):
     model, x, y = problem(dtype)
     found = attack(name, norm)(model, x, y)
-    room = 1e-6 if dtype != torch.bfloat16 else 0.02
+    room = 1e-6 if dtype != torch.bfloat16 else {"linf": 0.02, "l2": 0.05, "l1": 0.2}[norm]  # 8 bits a pixel
     assert found.adversarial.dtype == dtype
     assert found.adversarial.shape == x.shape
     assert (found.adversarial >= 0).all() and (found.adversarial <= 1).all()

@@ -18,12 +18,24 @@ import yaml
 import robustkit
 from robustkit.cli.app import app
 from robustkit.core.attack import ATTACKS
+from robustkit.run import diagnostics, evidence, gates, plan, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
-DIAGNOSTICS = [*range(1, 9), *range(10, 18)]
+TITLES = preflight.TITLES | diagnostics.TITLES
+THRESHOLDS = {  # page -> how it must state the constants of the code
+    "D1": (f"{preflight.GRADIENT_PROBE} samples", f"{100 * preflight.ZERO_SHARE:g} %"),
+    "D2": (f"{preflight.SPREAD:.0e}".replace("e-0", "e-"), f"{100 * preflight.JUMP:g} %"),
+    "D4": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
+    "D5": (f"{200 * diagnostics.POINT:g} %",),
+    "D8": (f"{200 * diagnostics.POINT:g} %",),
+    "D10": (f"{diagnostics.NOISE_DRAWS} random points", f"{200 * diagnostics.POINT:g} %"),
+    "D11": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
+    "D17": (f"{100 * diagnostics.SURVIVES:g} %",),
+    "index": (f"{plan.PROBE} evenly spaced", f"{evidence.PROBE_VALUES // (3 * 32 * 32)} samples"),
+}
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -84,14 +96,30 @@ def test_navigation_lists_every_page_once() -> None:
     assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in PAGES)
 
 
-@pytest.mark.parametrize("number", DIAGNOSTICS)
-def test_every_diagnostic_has_a_page(number: int) -> None:
-    page = DOCS / "diagnostics" / f"d{number:02d}.md"
+def page_of(key: str) -> Path:
+    """`D1` -> docs/diagnostics/d01.md: the address that reports link to."""
+    return DOCS / "diagnostics" / (f"d{int(key[1:]):02d}.md" if key[1:].isdecimal() else f"{key}.md")
+
+
+@pytest.mark.parametrize("key", TITLES)
+def test_every_diagnostic_has_a_page(key: str) -> None:
+    page = page_of(key)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"# D{number} ")
+    assert text.startswith(f"# {key} {TITLES[key][:1].upper()}{TITLES[key][1:]}\n")
     for heading in ("What it tests", "Value and threshold", "Why it matters", "What to do"):
         assert f"\n## {heading}\n" in text
-    assert f"(d{number:02d}.md)" in (DOCS / "diagnostics" / "index.md").read_text(encoding="utf-8")
+    assert f"[{key}]({page.name})" in page_of("index").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", THRESHOLDS)
+def test_pages_state_the_thresholds_of_the_code(key: str) -> None:
+    text = page_of(key).read_text(encoding="utf-8")
+    assert not [value for value in THRESHOLDS[key] if value not in text]
+
+
+def test_gates_are_documented() -> None:
+    text = (DOCS / "exit-codes.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(gates.METRICS)
 
 
 def commands(path: Path) -> Iterator[list[str]]:

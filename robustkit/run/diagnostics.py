@@ -1,0 +1,271 @@
+"""Checks after the attacks: did they do all they could, and does what they stored hold?
+
+Sources: "Indicators of attack failure" (https://arxiv.org/abs/2106.09947) and "On evaluating adversarial robustness"
+(https://arxiv.org/abs/1902.06705). All of them run on a probe of the samples, except D3 and D17, which look at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit.core.attack import ATTACKS, Attack, AttackResult
+from robustkit.core.diagnostic import Diagnostic
+from robustkit.core.keyed import Draws
+from robustkit.core.model import Model
+from robustkit.core.objective import LabelObjective
+from robustkit.core.threat import Threat
+
+TITLES = {
+    "D3": "no success was lost",
+    "D4": "attacks have converged",
+    "D5": "white-box beats transfer",
+    "D6": "unbounded attacks succeed",
+    "D7": "accuracy falls with eps",
+    "D8": "many steps beat one",
+    "D10": "gradients beat random noise",
+    "D11": "restarts add nothing",
+    "D17": "stored inputs verify",
+}
+POINT = 0.01
+NOISE_DRAWS = 100
+ROOM = 1e-6
+"""Slack of stored distances and bounds, absolute: inputs are float32."""
+SURVIVES = 0.9
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+"""ids, clean inputs, labels, targets, adversarial inputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the checks look at.
+
+    Attributes:
+        model, threat, attacks, seed: of the run.
+        x, y, ids, target: a probe of the samples that are right when clean.
+        success: for each attack's label, which samples of the probe it broke.
+        silent: samples of the run called broken on the way that could not be returned.
+        stored: yields every stored adversarial input beside its clean one.
+        chance: accuracy of guessing.
+        surrogate: a second model to transfer from.
+    """
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    target: Tensor | None
+    attacks: tuple[Attack, ...]
+    success: dict[str, Tensor]
+    silent: int
+    stored: Callable[[], Iterable[Batch]]
+    threat: Threat
+    seed: int
+    chance: float
+    surrogate: Model | None = None
+
+    @property
+    def broken(self) -> Tensor:
+        """(N,) bool: broken by any attack of the run."""
+        none = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        return torch.stack([none, *(s.to(self.x.device) for s in self.success.values())]).any(0)
+
+    def run(
+        self, attack: Attack, threat: Threat | None = None, *, which: Tensor | None = None, model: Model | None = None, seed: int | None = None
+    ) -> AttackResult:
+        """Attack the probe, or some of it."""
+        index = torch.arange(len(self.x)) if which is None else which.nonzero()[:, 0].cpu()
+        target = None if self.target is None else self.target[index]
+        return attack.with_threat(threat or self.threat)(
+            model or self.model, self.x[index], self.y[index], target=target, ids=self.ids[index],
+            seed=self.seed if seed is None else seed,
+        )
+
+
+def diagnose(evidence: Evidence) -> list[Diagnostic]:
+    """A finding for every check, in the order of their ids; what cannot be run says why."""
+    rows = [_silent(evidence.silent)]
+    if len(evidence.x) == 0:
+        rows += [_row(key, "NOT RUN", "no sample is right when clean") for key in TITLES if key not in ("D3", "D17")]
+    else:
+        rows += _probe_checks(evidence)
+    rows.append(verification(evidence.model, evidence.stored(), evidence.threat))
+    return rows
+
+
+def _probe_checks(e: Evidence) -> Iterator[Diagnostic]:
+    iterative = _iterative(e)
+    base = e.run(iterative)
+    standing = ~e.broken & ~base.success
+    yield _converged(e, iterative, base, standing)
+    yield _transfer(e, iterative, standing)
+    yield _unbounded(e, iterative)
+    yield _monotone(e, iterative, base)
+    yield _single_step(e, standing)
+    yield _noise(e, standing)
+    yield _restarts(e, iterative, standing)
+
+
+def _row(
+    key: str, status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "", invalidates: bool = False
+) -> Diagnostic:
+    return Diagnostic(id=key, title=TITLES[key], status=status, value=value, threshold=threshold, message=message, remedy=remedy,
+                      invalidates=invalidates)
+
+
+def _graded(
+    key: str, value: float, warn: float, fail: float, message: str, threshold: str, remedy: str, *, invalidates: bool = False
+) -> Diagnostic:
+    status = "FAIL" if value > fail else "WARN" if value > warn else "PASS"
+    return _row(key, status, message, value=value, threshold=threshold, remedy="" if status == "PASS" else remedy,
+                invalidates=invalidates)
+
+
+def _iterative(e: Evidence) -> Attack:
+    """The last attack of the run that takes steps and restarts; a PGD of 20 steps where there is none."""
+    for attack in reversed(e.attacks):
+        if {"steps", "restarts", "random_start"} <= {f.name for f in fields(attack)}:
+            return attack
+    built: Attack = ATTACKS.get("pgd").build({"steps": 20})
+    return built
+
+
+def _silent(count: int) -> Diagnostic:
+    return _row("D3", "FAIL" if count else "PASS", f"{count} samples were called broken on the way but could not be returned",
+                value=float(count), threshold="0", invalidates=bool(count),
+                remedy="Please report this: the attack loses what it finds." if count else "")
+
+
+def _converged(e: Evidence, attack: Attack, base: AttackResult, standing: Tensor) -> Diagnostic:
+    """D4: twice the steps break no more, and raise the loss of what stands by little."""
+    if not standing.any():
+        return _row("D4", "PASS", "nothing is left standing on the probe", value=0.0, threshold=f"<= {POINT:.0%}")
+    steps = int(attack.steps)  # type: ignore[attr-defined]
+    longer = e.run(replace(attack, steps=2 * steps), which=standing)  # type: ignore[call-arg]
+    gain = float(longer.success.sum()) / len(standing)
+    before = base.loss[standing]
+    rise = float(((longer.loss - before) / before.abs().clamp_min(1e-6)).median())
+    message = f"{2 * steps} steps instead of {steps} break {gain:.1%} more of the probe and move the loss of the rest by {rise:+.0%}"
+    return _graded("D4", gain, POINT, 5 * POINT, message, f"<= {POINT:.0%} more broken", f"Use more steps: steps={2 * steps}.")
+
+
+def _transfer(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
+    """D5: what fools another model fools this one no more often than attacks made for it."""
+    if e.surrogate is None:
+        return _row("D5", "NOT RUN", "no surrogate was given (--surrogate MODEL)")
+    found = e.run(attack, model=e.surrogate)
+    objective = LabelObjective(e.model.task, e.y, e.target)
+    with e.model.frozen(e.seed), torch.no_grad():
+        fooled = objective.reached(e.model(found.adversarial)) & standing
+    share = float(fooled.double().mean())
+    message = f"inputs made for {e.surrogate.name} break {int(fooled.sum())} of the samples that no attack on the model itself broke"
+    return _graded("D5", share, 0.0, 2 * POINT, message, "0", "Gradients of the model mislead: look at D1 and D2, try loss=margin and more restarts.")
+
+
+def _unbounded(e: Evidence, attack: Attack) -> Diagnostic:
+    """D6: with the whole input free, accuracy must fall to what guessing reaches."""
+    everything = e.threat.everything(e.x, e.model.bounds)
+    left = float((~e.run(attack, e.threat.at(everything)).success).double().mean())
+    return _graded("D6", left, e.chance, e.chance, f"with eps = {everything:g}, which allows any input, {left:.1%} of the probe still stand",
+                   f"<= chance ({e.chance:.1%})", "Gradients are broken or too few steps are taken: the robust accuracy means nothing. "
+                   "Look at D1 and D12, try loss=margin, restarts, more steps.", invalidates=True)
+
+
+def _monotone(e: Evidence, attack: Attack, base: AttackResult) -> Diagnostic:
+    """D7: independent runs in smaller and larger balls."""
+    if not isinstance(e.threat.eps, float | int) or e.threat.eps == 0:
+        return _row("D7", "NOT RUN", "eps is 0")
+    half, double = (e.run(attack, e.threat.at(e.threat.eps * f)).success for f in (0.5, 2.0))
+    left = [1 - float(s.double().mean()) for s in (half, base.success, double)]
+    rise = max(left[1] - left[0], left[2] - left[1], 0.0)
+    message = f"at eps/2, eps and 2 eps {left[0]:.1%}, {left[1]:.1%} and {left[2]:.1%} of the probe stand"
+    one = 1 / len(base.success) + 1e-9
+    return _graded("D7", rise, one, max(one, 2 * POINT), message, "no rise by more than one sample",
+                   "A larger ball holds the smaller one: use more steps, restarts, or another loss.")
+
+
+def _single_step(e: Evidence, standing: Tensor) -> Diagnostic:
+    """D8: one step breaks nothing that many steps did not."""
+    if not standing.any():
+        return _row("D8", "PASS", "nothing is left standing on the probe", value=0.0, threshold="0")
+    found = e.run(ATTACKS.get("fgsm").build({}), which=standing).success
+    share = float(found.sum()) / len(standing)
+    return _graded("D8", share, 0.0, 2 * POINT, f"a single step breaks {int(found.sum())} samples of the probe that many steps did not",
+                   "0", "Steps are too long or too few, or gradients mislead: vary step_size, add restarts.")
+
+
+def _noise(e: Evidence, standing: Tensor) -> Diagnostic:
+    """D10: random points of the ball break nothing that gradients did not."""
+    if not standing.any():
+        return _row("D10", "PASS", "nothing is left standing on the probe", value=0.0, threshold="0")
+    index = standing.nonzero()[:, 0]
+    draws = Draws(e.seed, e.ids[index.cpu()], "noise")
+    objective = LabelObjective(e.model.task, e.y[index], None if e.target is None else e.target[index])
+    count = max(10, min(NOISE_DRAWS, 3_000_000 // max(1, e.x[index].numel())))
+    fooled = torch.zeros(len(index), dtype=torch.bool, device=e.x.device)
+    with e.model.frozen(e.seed), torch.no_grad():
+        for k in range(count):
+            fooled |= objective.reached(e.model(e.threat.start(e.x[index], e.model.bounds, draws.again(k))))
+    share = float(fooled.sum()) / len(standing)
+    return _graded("D10", share, 0.0, 2 * POINT, f"{count} random points of the ball break {int(fooled.sum())} samples of the probe "
+                   "that gradients did not", "0", "Gradients are masked: the robust accuracy is too high. Attack by queries, or adapt the attack.",
+                   invalidates=True)
+
+
+def _restarts(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
+    """D11: four more restarts, from other random points, break no more."""
+    if not standing.any():
+        return _row("D11", "PASS", "nothing is left standing on the probe", value=0.0, threshold=f"<= {POINT:.0%}")
+    fresh = replace(attack, restarts=4, random_start=True)  # type: ignore[call-arg]
+    gain = float(e.run(fresh, which=standing, seed=e.seed + 1).success.sum()) / len(standing)
+    return _graded("D11", gain, POINT, 5 * POINT, f"4 more restarts break {gain:.1%} more of the probe", f"<= {POINT:.0%} more broken",
+                   "Use more restarts: restarts=5.")
+
+
+def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagnostic:
+    """D17: every stored input is inside ball and bounds and still fools the network, alone and in a batch; how many
+    survive rounding to 8 bits is told beside it."""
+    total = outside = failed = survive = 0
+    for _, x, y, target, adversarial in stored:
+        objective = LabelObjective(model.task, y, target)
+        total += len(x)
+        radius = threat.eps
+        far = threat.distance(adversarial.double(), x.double()) > radius * (1 + ROOM) + ROOM * _terms(threat, x)
+        low, high = adversarial.flatten(1).amin(1), adversarial.flatten(1).amax(1)
+        outside += int((far | (low < model.bounds.low - ROOM) | (high > model.bounds.high + ROOM)).sum())
+        with model.frozen(), torch.no_grad():
+            alone = torch.cat([objective.take(slice(i, i + 1)).reached(model(adversarial[i : i + 1])) for i in range(min(len(x), 8))])
+            together = objective.reached(model(adversarial))
+            survive += int(objective.reached(model(_rounded(adversarial, model))).sum())
+        failed += int((~together).sum()) + int((together[: len(alone)] & ~alone).sum())
+    return _verified(total, outside, failed, survive)
+
+
+def _verified(total: int, outside: int, failed: int, survive: int) -> Diagnostic:
+    if total == 0:
+        return _row("D17", "NOT RUN", "no adversarial input is stored: nothing was broken")
+    if outside or failed:
+        return _row("D17", "FAIL", f"of {total} stored inputs {outside} lie outside ball or bounds and {failed} do not fool the network",
+                    value=float(outside + failed), threshold="0", remedy="The run or the network has changed: evaluate again.", invalidates=True)
+    share = survive / total
+    text = f"all {total} stored inputs lie in ball and bounds and fool the network; {share:.0%} still do after rounding to 8 bits"
+    if share < SURVIVES:
+        return _row("D17", "WARN", text, value=share, threshold=f">= {SURVIVES:.0%} after rounding",
+                    remedy="Saved as 8-bit pictures these examples lose their effect; keep the safetensors.")
+    return _row("D17", "PASS", text, value=share, threshold=f">= {SURVIVES:.0%} after rounding")
+
+
+def _terms(threat: Threat, x: Tensor) -> float:
+    """How rounding of single pixels adds up in this norm."""
+    d = x[0].numel()
+    return {"linf": 1.0, "l2": d**0.5, "l1": float(d)}[threat.norm]
+
+
+def _rounded(x: Tensor, model: Model) -> Tensor:
+    low, width = model.bounds.low, model.bounds.width
+    return ((x - low) / width * 255).round() / 255 * width + low

@@ -1,0 +1,39 @@
+"""The public names: a change here is a change for users, and belongs in the CHANGELOG."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import robustkit as rk
+
+NAMES = (
+    "ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression Result "
+    "RobustkitError Threat evaluate load open_data verify wrap"
+).split()
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_public_names():
+    assert sorted(rk.__all__) == sorted(NAMES)
+    for name in NAMES:
+        assert inspect.getdoc(getattr(rk, name)) or name == "ATTACKS"
+
+
+def test_public_signatures():
+    assert parameters(rk.wrap) == [
+        "net", "mean", "std", "bounds", "task", "preprocessing", "chunk", "eot", "name", "class_names"]
+    assert parameters(rk.evaluate) == [
+        "model", "data", "attacks", "threat", "limit", "seed", "batch_size", "out", "targeted", "curve", "force", "fail_under",
+        "max_minutes", "surrogate", "progress"]
+    assert parameters(rk.PGD) == ["threat", "loss", "steps", "step_size", "restarts", "random_start"]
+    assert parameters(rk.Attack.__call__) == ["self", "model", "x", "y", "target", "ids", "seed", "start"]
+
+
+def test_import_is_light():
+    code = "import robustkit, sys; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
