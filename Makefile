@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-test ## ruff, mypy --strict and the import directions
 	@$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-test ## build the documentation into site/, warnings being errors
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
 docs-serve: $(VENV)/.installed-test ## the documentation at a local address, rebuilt as you write

@@ -22,7 +22,7 @@ def check(
 
     from robustkit.cli.outcome import exit_code, gate_line, verdict
     from robustkit.core.errors import UsageError
-    from robustkit.run.directory import read_results
+    from robustkit.run.folder import read_results
     from robustkit.run.gates import judge
 
     results = read_results(run)

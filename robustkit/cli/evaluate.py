@@ -106,7 +106,7 @@ def evaluate(
 def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> None:
     from robustkit.cli.outcome import exit_code, print_results
     from robustkit.run.config import load_config
-    from robustkit.run.directory import check_folder, default_folder
+    from robustkit.run.folder import check_folder, default_folder
     from robustkit.run.gates import judge
     from robustkit.run.progress import NotesOnly, make_progress
 
@@ -120,6 +120,8 @@ def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> N
         results = run(config, folder, command=["robustkit", *sys.argv[1:]], progress=progress)
     gates = judge(config.fail_under, results)
     print_results(results, gates)
+    if (folder / "report.html").is_file():
+        typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
     raise typer.Exit(exit_code(results, gates))
 

@@ -31,7 +31,7 @@ def print_results(results: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]
     if results["attacks"]:
         console.print(attack_table(results["attacks"]))
     findings = [row for row in results["diagnostics"] if row["status"] in ("WARN", "FAIL")]
-    for line in [*map(finding, findings), *map(gate_line, gates)]:
+    for line in [tally(results["diagnostics"]), *map(finding, findings), *map(gate_line, gates)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -66,11 +66,21 @@ def attack_table(attacks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def tally(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many diagnostics ended how.
+
+    >>> tally([{"status": "PASS"}, {"status": "WARN"}, {"status": "PASS"}])
+    'diagnostics: 2 PASS, 1 WARN'
+    """
+    counts = {status: sum(row["status"] == status for row in rows) for status in STYLES}
+    return "diagnostics: " + (", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none")
+
+
 def finding(row: Mapping[str, Any]) -> str:
     """One diagnostic as a marked-up line."""
-    remedy = f" [dim]{escape(row['remedy'])}[/]" if row["remedy"] else ""
+    remedy = f". [dim]{escape(row['remedy'])}[/]" if row["remedy"] else ""
     status = f"[{STYLES[row['status']]}]{row['status']}[/]"
-    return f"{status} {row['id']} {escape(row['title'])}: {escape(row['message'])}{remedy}"
+    return f"{status} {row['id']} {escape(row['title'])}: {escape(row['message'].rstrip('.'))}{remedy}"
 
 
 def gate_line(gate: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ def report(
 ) -> None:
     """Write the reports of a run and print their paths."""
     from robustkit.report.write import write
-    from robustkit.run.directory import read_results
+    from robustkit.run.folder import read_results
     from robustkit.run.manifest import update_manifest
 
     wanted = formats_from(formats)

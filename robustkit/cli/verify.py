@@ -14,7 +14,7 @@ def verify(run: RUN) -> None:
 
     from robustkit.cli.outcome import finding
     from robustkit.core.errors import Invalid
-    from robustkit.run.directory import read_results
+    from robustkit.run.folder import read_results
     from robustkit.run.verify import verify as check_claims
 
     read_results(run)

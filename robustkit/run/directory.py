@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from robustkit.core.errors import UsageError
-from robustkit.run.config import EvaluateConfig, config_digest, difference, dump_config, load_config
-from robustkit.run.files import (
+from robustkit.core.files import (
     append_lines,
     canonical_json,
     cut_torn_line,
@@ -29,14 +28,17 @@ from robustkit.run.files import (
     read_json,
     read_lines,
     replace_file,
-    slug,
     writing,
 )
+from robustkit.run.config import EvaluateConfig, config_digest, dump_config
+from robustkit.run.folder import check_folder, finished, read_results
 from robustkit.run.lock import RunLock
-from robustkit.run.manifest import UNLISTED, listed, write_manifest
+from robustkit.run.manifest import write_manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = ["SCHEMA_VERSION", "RunDirectory", "read_json", "read_results"]
 
 SCHEMA_VERSION = "1.0"
 
@@ -68,7 +70,7 @@ class RunDirectory:
             Incomplete: the disk is full.
         """
         path = Path(path).absolute()
-        check_folder(path, config)
+        check_folder(path, config, header)
         _make_folder(path)
         lock = RunLock(path)
         lock.acquire()
@@ -206,98 +208,11 @@ class RunDirectory:
         return self._ids[name]
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """The results of the run in a folder.
-
-    Raises:
-        UsageError: no such folder, no results in it (yet), or they are damaged.
-    """
-    results = read_json(path / "results.json")
-    if isinstance(results, dict):
-        return results
-    if not (path / "config.yaml").is_file():
-        raise UsageError("no run there", expected="a folder that `robustkit evaluate` wrote", where=str(path),
-                         fix="Its last line of output is the folder's path.")
-    raise UsageError("the run has no results yet", where=str(path), fix="Give its command again: it goes on.")
-
-
-def default_folder(parent: Path, config: EvaluateConfig) -> Path:
-    """Where a run goes whose folder nobody named: on with an unfinished one of the same options, or a new one.
-
-    A new one is the first free ``PARENT/DATE_MODEL_N``; the folder is not made.
-    """
-    name = slug(config.model.rpartition("/")[2])
-    for folder in sorted(parent.glob(f"*_{name}_*"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if _unfinished(folder, config):
-            return folder
-    stem = f"{datetime.now().astimezone():%Y-%m-%d}_{name}"
-    number = 1
-    while (parent / f"{stem}_{number}").exists():
-        number += 1
-    return parent / f"{stem}_{number}"
-
-
-def _unfinished(folder: Path, config: EvaluateConfig) -> bool:
-    """Whether the folder holds a run of these options that can go on; one that is damaged is not ours to judge."""
-    try:
-        stored = load_config(folder / "config.yaml", {})
-        return config_digest(stored) == config_digest(config) and not finished(folder)
-    except UsageError:
-        return False
-
-
-def finished(folder: Path) -> bool:
-    """The results there are complete, and the manifest, which is written last, is about them.
-
-    Raises:
-        UsageError: the results or the manifest are damaged.
-    """
-    results = read_json(folder / "results.json")
-    return bool(results and results.get("complete")) and listed(folder, "results.json")
-
-
-def check_folder(path: Path, config: EvaluateConfig, header: Mapping[str, Any] | None = None) -> None:
-    """Whether a run of these options (and of the model and data in the header) may go there; writes nothing.
-
-    Raises:
-        UsageError: the path is a file, the folder holds something else, or a run that was started otherwise.
-    """
-    if path.exists() and not path.is_dir():
-        raise UsageError("the path of the run is a file", expected="a folder", where=str(path),
-                         fix="Give another path with --out.")
-    with writing(path, begun=False):
-        names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} if path.is_dir() else set()
-    if "config.yaml" in names:
-        _compare(path, config, header or {})
-    elif names - UNLISTED:
-        raise UsageError("the folder holds something else", expected="an empty folder, a new one, or a run",
-                         got=", ".join(sorted(names - UNLISTED)[:3]), where=str(path),
-                         fix="Give another folder with --out.")
-
-
-def _compare(path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of other options, another model or other data."""
-    changes = difference(load_config(path / "config.yaml", {}), config)
-    old = read_json(path / "run.json") or {}
-    for part in ("model", "data"):
-        before, now = (_fingerprint(source, part) for source in (old, header))
-        if before and now and before != now:
-            changes.append(f"contents of {part}: sha256 {before[:12]} -> {now[:12]}")
-    if changes:
-        raise UsageError(f"the run in {path} was started otherwise: {'; '.join(changes)}",
-                         fix="Give another folder with --out, or the old options to go on.")
-
-
 def _make_folder(path: Path) -> None:
     with writing(path, begun=False):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(path))
-
-
-def _fingerprint(source: Mapping[str, Any], part: str) -> str | None:
-    found = source.get(part)
-    return found.get("sha256") if isinstance(found, Mapping) else None
 
 
 def _now() -> str:

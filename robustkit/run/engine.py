@@ -58,9 +58,7 @@ def execute(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Prog
     began = time.time()
     if run.read_json("preflight.json") is None:
         run.write_json("preflight.json", first)
-    remembered = run.read_json("batch.json")
-    if remembered:
-        plan.model.chunk = remembered["chunk"]
+    plan.model.chunk = (run.read_json("batch.json") or {}).get("chunk", plan.model.chunk)
     complete = _chunks(plan, run, progress, _deadline(plan))
     if complete:
         _diagnostics(plan, run, first, progress)
@@ -87,7 +85,14 @@ def _chunks(plan: Plan, run: RunDirectory, progress: Progress, late: Callable[[]
             rows = attack_stage(plan, run, k, chunk, clean)
             broken |= {row["id"] for row in rows if row["success"]}
             progress.advance(label, len(chunk), robust_share(clean, broken, chunk.stop))
+        _remember_memory(plan, run)
     return True
+
+
+def _remember_memory(plan: Plan, run: RunDirectory) -> None:
+    """How many samples fit into memory, once it has run out."""
+    if plan.model.chunk is not None and run.read_json("batch.json") != {"chunk": plan.model.chunk}:
+        run.write_json("batch.json", {"chunk": plan.model.chunk})
 
 
 def _diagnostics(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Progress) -> None:

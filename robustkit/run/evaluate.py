@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from robustkit.core.errors import UsageError
 from robustkit.core.model import Model, wrap
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data, open_data
-from robustkit.run.config import EvaluateConfig, config_warnings
+from robustkit.run.config import EvaluateConfig, config_warnings, load_config
 from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
@@ -63,17 +64,23 @@ def evaluate(
         raise UsageError("an evaluation has one eps", expected="a float", got="a tensor", where="threat",
                          fix="Per-sample radii are for calling an attack yourself.")
     built = build_attacks(attacks, where)
-    config = EvaluateConfig(
-        model=f"python:{wrapped.name}", data="python:data", attacks=tuple(label_of(a) for a in built), threat=_text(where),
-        limit=limit, seed=seed, batch_size=batch_size, targeted=targeted, curve=curve, force=force, fail_under=tuple(fail_under),
-        max_minutes=max_minutes, progress=progress, eot=wrapped.eot, surrogate=surrogate and f"python:{surrogate.name}",
-    )
+    options = {
+        "model": f"python:{wrapped.name}", "data": "python:data", "attacks": [label_of(a) for a in built], "threat": _text(where),
+        "limit": limit, "seed": seed, "batch_size": batch_size, "targeted": targeted, "curve": curve, "force": force,
+        "fail_under": list(fail_under), "max_minutes": max_minutes, "progress": progress, "eot": wrapped.eot,
+        "surrogate": surrogate and f"python:{surrogate.name}",
+    }
+    config = load_config(None, options)
     plan = Plan(wrapped, as_data(data, limit=limit), built, where, config, surrogate)
-    keep = tempfile.TemporaryDirectory(prefix="robustkit-") if out is None else None
-    folder = Path(out if out is not None else keep.name if keep else "")
-    with make_progress(progress) as shown:
-        results = _journey(plan, folder, ["python"], shown, reports=out is not None)
-    return Result(results, folder, keep)
+    folder = Path(tempfile.mkdtemp(prefix="robustkit-") if out is None else out)
+    try:
+        with make_progress(progress) as shown:
+            results = _journey(plan, folder, ["python"], shown, reports=out is not None)
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Result(results, folder, temporary=out is None)
 
 
 def run(config: EvaluateConfig, out: Path, *, command: list[str], progress: Progress | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from robustkit.core.errors import UsageError
-from robustkit.run.files import canonical_json, replace_file, writing
+from robustkit.core.files import canonical_json, replace_file, writing
 
 
 class RunLock:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from robustkit.core.errors import UsageError
-from robustkit.run.files import canonical_json, read_json, replace_file
+from robustkit.core.files import canonical_json, read_json, replace_file
 
 UNLISTED = {"manifest.json", "log.jsonl", "lock", "lock.json"}
 """Files left out: they change after the run is finished, or hold nothing that is claimed."""

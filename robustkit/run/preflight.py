@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustkit.core.diagnostic import Diagnostic
 from robustkit.core.errors import RobustkitError
@@ -135,9 +135,19 @@ def _modes(model: Model) -> Diagnostic:
     training = [f"{name or 'the network'} ({type(m).__name__})" for name, m in model.net.named_modules() if m.training]
     if not training:
         return row("D15", "PASS", "all modules are in evaluation mode", value=0, threshold="0 modules in train mode")
+    matters = [m for m in model.net.modules() if m.training and _depends_on_mode(m)]
+    if not matters:
+        return row("D15", "PASS", f"{len(training)} modules were in train mode, none of a kind that behaves otherwise there",
+                   value=0, threshold="0 modules in train mode")
     shown = ", ".join(training[:3]) + (" ..." if len(training) > 3 else "")
     return row("D15", "WARN", f"{len(training)} modules were in train mode ({shown}); they are in evaluation mode for this run "
                "and restored after it", value=len(training), threshold="0 modules in train mode", remedy="Call net.eval() before wrapping.")
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Dropout and BatchNorm do; what torch does not define may."""
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+    return isinstance(module, kinds) or not type(module).__module__.startswith("torch.nn.")
 
 
 def stability(probe: Probe) -> Diagnostic:

@@ -70,7 +70,7 @@ class PlainProgress(NoProgress):
     def start(self, stage: str, total: int) -> None:
         self._totals[stage], self._done[stage], self._began[stage] = total, 0, time.monotonic()
         self._said = time.monotonic()
-        say(self._console, f"{stage}: 0/{total}")
+        say(self._console, f"{stage}: {_count(0, total)}")
 
     def advance(self, stage: str, n: int, robust_accuracy: float | None = None) -> None:
         self._done[stage] = self._done.get(stage, 0) + n
@@ -79,8 +79,8 @@ class PlainProgress(NoProgress):
             return
         self._said = now
         left = (now - self._began.get(stage, now)) / max(done, 1) * max(total - done, 0)
-        parts = (f"{stage}: {done}/{total}", _robust(robust_accuracy), f"{left:.0f} s left" if done < total else "")
-        say(self._console, ", ".join(filter(None, parts)))
+        parts = (_count(done, total), _robust(robust_accuracy), f"{left:.0f} s left" if done < total else "")
+        say(self._console, f"{stage}: {', '.join(filter(None, parts))}")
 
     def note(self, text: str) -> None:
         say(self._console, text)
@@ -130,6 +130,11 @@ def make_progress(kind: str | None) -> NoProgress:
 def say(console: Console, text: str) -> None:
     """Print a line as it is."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _count(done: int, total: int) -> str:
+    """Samples done; a stage of one step has none to count."""
+    return f"{done}/{total}" if total != 1 else "done" if done else "begun"
 
 
 def _robust(share: float | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import weakref
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from robustkit.core.diagnostic import Diagnostic
@@ -22,8 +24,10 @@ class Result:
         path: folder of the run; a temporary one, gone with this object, where none was asked for.
     """
 
-    def __init__(self, data: dict[str, Any], path: Path, keep: TemporaryDirectory[str] | None = None) -> None:
-        self.data, self.path, self._keep = data, path, keep
+    def __init__(self, data: dict[str, Any], path: Path, *, temporary: bool = False) -> None:
+        self.data, self.path = data, path
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
 
     @property
     def clean_accuracy(self) -> float:
@@ -115,8 +119,6 @@ class Result:
 
     def _rows(self, pd: Any, name: str) -> Any:
         rows = (self.path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        import json
-
         frame = pd.DataFrame([json.loads(row) for row in rows])
         return frame.set_index("id").sort_index() if len(frame) else pd.DataFrame(columns=["success", "distance"])
 

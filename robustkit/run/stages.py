@@ -51,7 +51,7 @@ def attack_stage(
     name, tensors = samples_file(plan, k), tensors_file(plan, k, chunk)
     if run.chunk_done(name, ids, tensors):
         return []
-    began, chunk_size = time.monotonic(), plan.model.chunk
+    began = time.monotonic()
     index = torch.tensor(ids, dtype=torch.long)
     x, y = plan.inputs(ids) if ids else (torch.empty(0), torch.empty(0, dtype=torch.long))
     adversarial, rows = (attack_rows(plan, k, index, x, y, clean) if ids else (x, []))
@@ -59,8 +59,6 @@ def attack_stage(
     run.write_tensors(tensors, {"ids": index[won], "adversarial": adversarial[won]} if ids else {"ids": index})
     run.append_rows(name, rows)
     run.log("chunk", stage=plan.labels[k], start=chunk.start, n=len(ids), seconds=time.monotonic() - began)
-    if plan.model.chunk != chunk_size:
-        run.write_json("batch.json", {"chunk": plan.model.chunk})
     return rows
 
 

@@ -14,7 +14,8 @@ from robustkit.core.threat import threat_from
 from robustkit.data import as_data
 from robustkit.run.config import EvaluateConfig, load_config
 from robustkit.run.diagnostics import verification
-from robustkit.run.directory import RunDirectory, read_results
+from robustkit.run.directory import RunDirectory
+from robustkit.run.folder import read_results
 from robustkit.run.evaluate import plan_from
 from robustkit.run.evidence import stored
 from robustkit.run.facts import state_hash

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from robustkit.cli.app import app
-from robustkit.run.directory import RunDirectory, load_config
+from robustkit.run.config import load_config
+from robustkit.run.directory import RunDirectory
 from tests.cli.figures import RESULTS
 
 

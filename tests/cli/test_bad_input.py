@@ -57,7 +57,7 @@ def contents(folder: Path) -> set[str]:
     # what a network does
     ({"model": "nets.py:returns_none"}, "None"),
     ({"model": "nets.py:returns_text"}, "str"),
-    ({"model": "nets.py:returns_one_logit"}, "logits"),
+    ({"model": "nets.py:returns_one_logit"}, "logits|1 outputs"),
     ({"model": "nets.py:returns_probabilities"}, "softmax|probabilities"),
     ({"model": "nets.py:returns_nan"}, "NaN|nan|finite"),
     ({"model": "nets.py:has_no_gradient"}, "gradient"),

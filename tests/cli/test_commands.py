@@ -151,3 +151,43 @@ def test_a_reader_that_goes_away_is_no_fault():
     command = f"{sys.executable} -m robustkit list models | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     assert "internal error" not in done.stderr
+
+
+def test_a_comparison_in_words(robustkit, monkeypatch):
+    from robustkit.report import compare as report
+
+    pairs = [(True, True)] * 5 + [(False, True)] * 9 + [(True, False)]
+    monkeypatch.setattr(report, "paired", lambda a, b: report.count(pairs))
+    text = robustkit("compare", "a", "b").stdout
+    assert "robust accuracy A 40.0 %, B 93.3 % on 15 samples" in text and "B - A: +53.3 points" in text
+    assert "robust in both 5, only in A 1, only in B 9, in neither 0" in text and "p = 0.021, a difference" in text
+
+
+def test_compare_of_what_is_no_run(robustkit, stored, tmp_path):
+    found = robustkit("compare", stored(), tmp_path / "nowhere")
+    assert found.exit_code == 2 and "nowhere" in found.stderr
+
+
+def test_reports_are_written_again_and_stay_in_the_manifest(robustkit, stored, monkeypatch):
+    from robustkit.report import write as report
+    from robustkit.run.manifest import check_manifest
+
+    def write(path, formats):
+        for name in formats:
+            (path / report.FORMATS[name][0]).write_text("new")
+
+    monkeypatch.setattr(report, "write", write)
+    run = stored()
+    found = robustkit("report", run, "--format", "md,json")
+    assert found.exit_code == 0 and found.stdout.split() == [str(run / "report.md"), str(run / "results.json")]
+    assert check_manifest(run) == []
+    assert len(robustkit("report", run).stdout.split()) == 4
+    wrong = robustkit("report", run, "--format", "pdf")
+    assert wrong.exit_code == 2 and "unknown format" in wrong.stderr
+
+
+def test_the_files_of_the_reports_are_called_the_same_everywhere():
+    from robustkit.cli.report import FILES
+    from robustkit.report.write import FORMATS
+
+    assert {"json": "results.json"} | {name: file for name, (file, _) in FORMATS.items()} == FILES

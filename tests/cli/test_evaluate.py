@@ -52,8 +52,8 @@ def test_what_is_printed(robustkit, engine):
     lines = found.stdout.splitlines()
     assert lines[0] == ("robust accuracy 60.0 % (26.0 to 88.0) under linf:0.2, clean 90.0 % (55.0 to 99.0), n = 10")
     assert any(line.split() == ["pgd", "60.0", "%", "4", "2", "2"] for line in lines)
-    assert "WARN D8 iterative beats single-step: [odd] More steps." in lines
-    assert "PASS robust_accuracy 0.6000 >= 0.5" in lines
+    assert "WARN D8 iterative beats single-step: [odd]. More steps." in lines
+    assert "PASS robust_accuracy 0.6000 >= 0.5" in lines and "diagnostics: 1 WARN" in lines
     assert lines[-1].startswith("runs/") and lines[-1].endswith("_demo-a_1")
     assert found.stderr == "noted\n"
 

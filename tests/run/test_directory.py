@@ -12,11 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robustkit.core import files
 from robustkit.core.errors import Incomplete, UsageError
-from robustkit.run import files
+from robustkit.core.files import canonical_json, cut_torn_line, inside, json_line, read_lines, slug
 from robustkit.run.config import load_config
-from robustkit.run.directory import RunDirectory, default_folder, read_results
-from robustkit.run.files import canonical_json, cut_torn_line, inside, json_line, read_lines, slug
+from robustkit.run.directory import RunDirectory, read_results
+from robustkit.run.folder import default_folder
 from robustkit.run.manifest import check_manifest, update_manifest
 
 HEADER = {"command": ["robustkit"], "model": {"sha256": "m" * 64}, "data": {"sha256": "d" * 64}}
@@ -91,7 +92,8 @@ def test_a_read_only_folder(tmp_path, monkeypatch):
 
 
 def test_a_second_process_is_told_who_holds_the_run(tmp_path):
-    code = ("import sys; from robustkit.run.directory import RunDirectory, load_config, Path\n"
+    code = ("import sys\nfrom pathlib import Path\nfrom robustkit.run.config import load_config\n"
+            "from robustkit.run.directory import RunDirectory\n"
             f"config = load_config(None, {config().model_dump()!r})\n"
             "run = RunDirectory.open(Path(sys.argv[1]), config, {}); print('open', flush=True); sys.stdin.read()")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,

@@ -15,7 +15,7 @@ import os, sys
 from pathlib import Path
 from robustkit.run.config import load_config
 from robustkit.run.directory import RunDirectory
-from robustkit.run.files import replace_file
+from robustkit.core.files import replace_file
 
 CONFIG = load_config(None, {"model": "demo:a", "data": "demo:b", "attacks": ["pgd"], "threat": "linf:0.1"})
 CHUNKS = [range(i, i + 3) for i in range(0, 12, 3)]

@@ -25,14 +25,14 @@ import robustkit.run.evaluate, robustkit.report.write, scipy.optimize, scipy.sta
 g = torch.Generator().manual_seed(0)
 centres = torch.rand(4, 1, 5, 5, generator=g)
 y = torch.arange(40) % 4
-x = (centres[y] + 0.12 * torch.randn(40, 1, 5, 5, generator=g)).clamp(0, 1)
+x = (centres[y] + 0.5 * torch.randn(40, 1, 5, 5, generator=g)).clamp(0, 1)
 net = nn.Sequential(nn.Flatten(), nn.Linear(25, 4))
 with torch.no_grad():
     net[1].weight.copy_(centres.flatten(1) * 8)
     net[1].bias.copy_(-4 * centres.flatten(1).square().sum(1))
 
 def work(out):
-    rk.evaluate(net, (x, y), attacks=[rk.FGSM(), rk.PGD(steps=5, restarts=2)], threat=rk.Linf(0.06), batch_size=6, curve=True, out=out)
+    rk.evaluate(net, (x, y), attacks=[rk.FGSM(), rk.PGD(steps=5, restarts=2)], threat=rk.Linf(0.1), batch_size=6, curve=True, out=out)
 
 for line in sys.stdin:
     out, delay = line.split()

@@ -30,6 +30,14 @@ def test_plain_lines_are_few_and_end_with_the_last_figure():
         "pgd:steps=[3]: 10/10, robust accuracy 25.0 %"]
 
 
+def test_a_stage_of_one_step_is_begun_and_done():
+    out = console()
+    with PlainProgress(out) as progress:
+        progress.start("preflight", 1)
+        progress.advance("preflight", 1)
+    assert out.file.getvalue().splitlines() == ["preflight: begun", "preflight: done"]
+
+
 def test_plain_lines_come_every_few_seconds():
     out = console()
     drive(PlainProgress(out, every=0))

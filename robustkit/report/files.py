@@ -1,0 +1,127 @@
+"""A run, read from its folder: what every report is made of. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustkit.core.errors import Incomplete, UsageError
+from robustkit.core.files import read_json, read_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAJOR = "1"
+"""Major version of ``results.json`` that the reports understand; minor versions only add keys."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run left behind.
+
+    Attributes:
+        path: its folder.
+        results: ``results.json``.
+        run: ``run.json``: command, versions, hashes, history; empty if there is none.
+        config_text: ``config.yaml`` as it stands; empty if there is none.
+    """
+
+    path: Path
+    results: dict[str, Any]
+    run: dict[str, Any]
+    config_text: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFiles:
+        """Read a run.
+
+        Raises:
+            UsageError: the folder holds no run, or its files are damaged or of another version.
+            Incomplete: the run has no results yet.
+        """
+        folder = Path(path)
+        results = _read_object(folder / "results.json")
+        if results is None:
+            if (folder / "config.yaml").is_file():
+                raise Incomplete("the run has no results yet", where=str(folder),
+                                 fix="Give its command again: it goes on.")
+            raise UsageError("no run there", expected="a folder that `robustkit evaluate` wrote", where=str(folder),
+                             fix="Its last line of output is the folder's path.")
+        version = str(results.get("schema_version"))
+        if version.partition(".")[0] != MAJOR:
+            raise UsageError("results of another version", expected=f"schema {MAJOR}.x", got=version, where=str(folder),
+                             fix="Use the robustkit that wrote them: run.json names its version.")
+        return cls(folder, results, _read_object(folder / "run.json") or {}, _read_text(folder / "config.yaml"))
+
+    def clean_rows(self) -> list[Row]:
+        """A row per sample, by id, without any attack: id, correct, label, prediction, confidence, margin."""
+        return _read_rows(self.path / "samples-clean.jsonl")
+
+    def attack_rows(self, k: int) -> list[Row]:
+        """A row per attacked sample, by id, of the k-th attack: id, success, distance, loss, step, prediction ..."""
+        return [row for file in sorted(self.path.glob(f"samples-{k}-*.jsonl")) for row in _read_rows(file)]
+
+    def images(self) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """The gallery, in its order: id -> (original, adversarial), each (C, H, W) or another shape of one sample.
+
+        Raises:
+            UsageError: the file is damaged, or lacks an image that the results name.
+        """
+        file = self.path / "gallery.safetensors"
+        tensors = _read_tensors(file) if self.results.get("gallery") else {}
+        try:
+            ids = [int(entry["id"]) for entry in self.results.get("gallery") or []]
+            return {i: (tensors[f"original/{i}"], tensors[f"adversarial/{i}"]) for i in ids}
+        except KeyError as error:
+            raise _damaged(file, f"no {error}") from None
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``results.json``; the file ``results.schema.json`` is inside this package."""
+    text = files("robustkit.report").joinpath("results.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    found = read_json(file)
+    if found is not None and not isinstance(found, dict):
+        raise _damaged(file, f"a {type(found).__name__}, expected an object")
+    return found
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _read_rows(file: Path) -> list[Row]:
+    rows = read_lines(file)
+    if not all(isinstance(row.get("id"), int) for row in rows):
+        raise _damaged(file, "a row without an id")
+    return sorted(rows, key=lambda row: int(row["id"]))
+
+
+def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, str(error)) from None
+
+
+def _damaged(file: Path, got: str) -> UsageError:
+    return UsageError("cannot read a file of the run", got=got, where=str(file),
+                      fix="The run is damaged: start it again in another folder.")
