@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 COLOURS = {"#010101": "currentColor", "#020202": "var(--robust)", "#030303": "var(--muted)", "#040404": "var(--broken)"}
@@ -20,16 +19,16 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "robustkit", "font.size": 10.5,
 def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | None, norm: str) -> str:
     """Robust accuracy against eps with its interval; a mark at the eps of the run and a line at chance."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.5))
+        figure = Figure(figsize=(8.6, 3.4))
         axes = figure.add_subplot()
         x = [p["eps"] for p in points]
         axes.fill_between(x, [100 * p["interval"][0] for p in points], [100 * p["interval"][1] for p in points], color=ROBUST, alpha=0.14, lw=0)
         axes.plot(x, [100 * p["robust_accuracy"] for p in points], color=ROBUST, lw=2, marker="o", ms=4.5)
         axes.axvline(eps, color=BROKEN, lw=1.2, ls=(0, (4, 3)))
-        axes.text(eps, 103, f" eps of this run: {eps:.4g}", color=BROKEN, fontsize=9.5, ha="left" if eps < 0.6 * max(x) else "right")
+        axes.text(eps, 103, f"  eps of this run: {eps:.4g}  ", color=BROKEN, fontsize=9.5, ha="left" if eps < 0.6 * max(x) else "right")
         if chance is not None:
             axes.axhline(100 * chance, color=MUTED, lw=1, ls=(0, (1, 2)))
-            axes.text(max(x), 100 * chance + 1.5, "chance", color=MUTED, fontsize=9.5, ha="right")
+            axes.text(0, 100 * chance + 1.5, "chance", color=MUTED, fontsize=9.5)
         _frame(axes, f"eps ({norm})", "robust accuracy, %")
         return _svg(figure, "Robust accuracy against eps")
 
@@ -53,7 +52,7 @@ def _svg(figure: Figure, title: str) -> str:
     for axes in figure.axes:
         axes.patch.set_alpha(0)
     stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None}, bbox_inches_restore=None)
+    figure.savefig(stream, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
