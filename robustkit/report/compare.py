@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from robustkit.core.errors import UsageError
-from robustkit.report.load import RunFiles
+from robustkit.report.files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def count(pairs: list[tuple[bool, bool]]) -> Comparison:
 
 def _robust(run: RunFiles) -> dict[int, bool]:
     """Right when clean, and broken by no attack; samples that went through every attack."""
-    broken = set().union(*(run.broken_by(k) for k in range(len(run.results["attacks"]))))
-    right = run.right_when_clean()
-    return {i: ok and i not in broken for i, ok in right.items()} if run.results["complete"] else {
-        i: ok and i not in broken for i, ok in list(right.items())[: run.results["n"]]
-    }
+    attacks = range(len(run.results["attacks"]))
+    broken = set().union(*(run.broken_by(k) for k in attacks))
+    seen = [{row["id"] for row in run.attack_rows(k)} for k in attacks]
+    rows = [row for row in run.clean_rows() if not row["correct"] or all(row["id"] in ids for ids in seen)]
+    return {row["id"]: bool(row["correct"]) and row["id"] not in broken for row in rows}
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:

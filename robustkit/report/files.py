@@ -67,6 +67,10 @@ class RunFiles:
         """A row per attacked sample, by id, of the k-th attack: id, success, distance, loss, step, prediction ..."""
         return [row for file in sorted(self.path.glob(f"samples-{k}-*.jsonl")) for row in _read_rows(file)]
 
+    def broken_by(self, k: int) -> set[int]:
+        """Ids of the samples that the k-th attack broke."""
+        return {row["id"] for row in self.attack_rows(k) if row["success"]}
+
     def images(self) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """The gallery, in its order: id -> (original, adversarial), each (C, H, W) or another shape of one sample.
 

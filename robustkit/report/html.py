@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustkit.report import images, plots, text
-from robustkit.report.load import RunFiles
+from robustkit.report.files import RunFiles
 
 ROBUST, BROKEN, WRONG = (21, 128, 116), (217, 92, 43), (148, 156, 168)
 """Colours of samples: robust, broken, wrong without any attack."""
@@ -23,7 +23,7 @@ def render(run: RunFiles) -> str:
     """The whole page."""
     r = run.results
     return _environment().get_template("report.html.j2").render(
-        r=r, run=run.run, config=run.config, stamps=text.stamps(r), css=_css(), levels=text.grey_levels(r), curve=_curve(r),
+        r=r, run=run.run, config=run.config_text, stamps=text.stamps(r), css=_css(), levels=text.grey_levels(r), curve=_curve(r),
         strips=_strips(run), per_class=_per_class(r), confusion=_confusion(r), gallery=_gallery(run), states=text.STATES,
     )
 
@@ -60,7 +60,7 @@ def _curve(r: Mapping[str, Any]) -> Markup | None:
 
 def _strips(run: RunFiles) -> list[dict[str, str]]:
     """A row of colours for each attack: samples wrong when clean, then by how many attacks break them."""
-    right = run.right_when_clean()
+    right = {row["id"]: bool(row["correct"]) for row in run.clean_rows()}
     broken = [run.broken_by(k) for k in range(len(run.results["attacks"]))]
     order = sorted(right, key=lambda i: (not right[i], sum(i in b for b in broken), [i in b for b in broken], i))
     rows = [("without attack", set()), *((a["label"], b) for a, b in zip(run.results["attacks"], broken, strict=True))]

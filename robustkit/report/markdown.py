@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from robustkit.report.load import RunFiles
+from robustkit.report.files import RunFiles
 from robustkit.report.text import between, duration, number, percent, stamps, verdict
 
 SUMMARY = "GITHUB_STEP_SUMMARY"

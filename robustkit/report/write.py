@@ -7,8 +7,8 @@ from pathlib import Path
 
 from robustkit.core.errors import UsageError, near
 from robustkit.report import html, junit, markdown
-from robustkit.report.load import RunFiles
-from robustkit.run.files import replace_file
+from robustkit.report.files import RunFiles
+from robustkit.core.files import replace_file
 
 FORMATS = {
     "html": ("report.html", html.render),
