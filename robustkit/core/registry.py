@@ -81,7 +81,7 @@ class Entry:
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or "options"
-            raise UsageError(f"{self.name} cannot take this {name}", expected=first["msg"], got=repr(first["input"]),
+            raise UsageError(f"{self.name} cannot take this {name}", expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "), got=repr(first["input"]),
                              where=f"{self.name}:{name}=", fix=f"See `robustkit show attack {self.name}`.") from None
 
 

@@ -49,14 +49,24 @@ class RunFiles:
         results = _read_object(folder / "results.json")
         if results is None:
             if (folder / "config.yaml").is_file():
-                raise Incomplete("the run has no results yet", where=str(folder),
-                                 fix="Give its command again: it goes on.")
-            raise UsageError("no run there", expected="a folder that `robustkit evaluate` wrote", where=str(folder),
-                             fix="Its last line of output is the folder's path.")
+                raise Incomplete(
+                    "the run has no results yet", where=str(folder), fix="Give its command again: it goes on."
+                )
+            raise UsageError(
+                "no run there",
+                expected="a folder that `robustkit evaluate` wrote",
+                where=str(folder),
+                fix="Its last line of output is the folder's path.",
+            )
         version = str(results.get("schema_version"))
         if version.partition(".")[0] != MAJOR:
-            raise UsageError("results of another version", expected=f"schema {MAJOR}.x", got=version, where=str(folder),
-                             fix="Use the robustkit that wrote them: run.json names its version.")
+            raise UsageError(
+                "results of another version",
+                expected=f"schema {MAJOR}.x",
+                got=version,
+                where=str(folder),
+                fix="Use the robustkit that wrote them: run.json names its version.",
+            )
         return cls(folder, results, _read_object(folder / "run.json") or {}, _read_text(folder / "config.yaml"))
 
     def clean_rows(self) -> list[Row]:
@@ -127,5 +137,9 @@ def _read_tensors(file: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _damaged(file: Path, got: str) -> UsageError:
-    return UsageError("cannot read a file of the run", got=got, where=str(file),
-                      fix="The run is damaged: start it again in another folder.")
+    return UsageError(
+        "cannot read a file of the run",
+        got=got,
+        where=str(file),
+        fix="The run is damaged: start it again in another folder.",
+    )

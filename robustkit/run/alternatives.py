@@ -50,14 +50,16 @@ def audit_range(model: Model, x: Tensor, y: Tensor) -> Diagnostic | None:
         return _row("FAIL", seen, value=max(abs(low), abs(high)), threshold=f"[{bounds.low:g}, {bounds.high:g}]",
                     remedy="Give images in the bounds, and mean and std to wrap(); or set the bounds to the true range.")
     best, name = max(scored, key=lambda pair: pair[0] if pair[0] is not None else -1)
-    accuracy = "" if best is None else f"; clean accuracy is {_share(model, x, y)} as given and {best:.1%} after {name}"
+    given = _accuracy(model, x, y)
+    accuracy = "" if best is None or given is None else f"; clean accuracy is {given:.1%} as given and {best:.1%} after {name}"
     return _row("FAIL", seen + accuracy, value=max(abs(low), abs(high)), threshold=f"[{bounds.low:g}, {bounds.high:g}]",
                 remedy=f"The data look {_looks(name)}: give images in [{bounds.low:g}, {bounds.high:g}] and let wrap(net, mean=..., std=...) normalise.")
 
 
 def _inverses(model: Model, x: Tensor) -> Iterator[tuple[str, Feed]]:
     """Ways back into the bounds."""
-    yield "dividing by 255", lambda z: z / 255
+    if float(x.max()) > 4 * model.bounds.high:
+        yield "dividing by 255", lambda z: z / 255
     families = dict(FAMILIES)
     if model.mean is not None and model.std is not None:
         families = {"the model's own": (model.mean, model.std), **families}
@@ -147,11 +149,6 @@ def _accuracy(model: Model, x: Tensor, y: Tensor) -> float | None:
         return None
     with model.frozen(), torch.no_grad():
         return float((model(x).argmax(1) == y).double().mean())
-
-
-def _share(model: Model, x: Tensor, y: Tensor) -> str:
-    found = _accuracy(model, x, y)
-    return "unknown" if found is None else f"{found:.1%}"
 
 
 def _looks(name: str) -> str:

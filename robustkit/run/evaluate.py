@@ -15,11 +15,11 @@ from robustkit.core.errors import UsageError
 from robustkit.core.model import Model, wrap
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data, open_data
-from robustkit.run.config import EvaluateConfig, config_warnings, load_config
+from robustkit.run.config import EvaluateConfig, config_warnings, validated
 from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
-from robustkit.run.files import read_json
+from robustkit.core.files import read_json
 from robustkit.run.plan import Plan, build_attacks, label_of
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.result import Result
@@ -70,7 +70,7 @@ def evaluate(
         "fail_under": list(fail_under), "max_minutes": max_minutes, "progress": progress, "eot": wrapped.eot,
         "surrogate": surrogate and f"python:{surrogate.name}",
     }
-    config = load_config(None, options)
+    config = validated(options, "evaluate")
     plan = Plan(wrapped, as_data(data, limit=limit), built, where, config, surrogate)
     folder = Path(tempfile.mkdtemp(prefix="robustkit-") if out is None else out)
     try:
@@ -101,7 +101,7 @@ def plan_from(config: EvaluateConfig) -> Plan:
     attacks = build_attacks(config.attacks, threat)
     model = load(config.model, weights=config.weights, mean=config.mean, std=config.std, bounds=config.bounds, task=config.task,
                  device=config.device, eot=config.eot)
-    data = open_data(config.data, preprocessing=model.preprocessing)
+    data = open_data(config.data, preprocessing=model.preprocessing, limit=config.limit)
     surrogate = load(config.surrogate, device=config.device) if config.surrogate else None
     return Plan(model, data, attacks, threat, config, surrogate)
 

@@ -30,14 +30,14 @@ def label_range(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic | None:
     if y.is_floating_point() or y.ndim != 1:
         return _row("FAIL", f"labels are {y.dtype} of shape (N{''.join(f', {s}' for s in y.shape[1:])})", threshold="integers of shape (N,)",
                     remedy="Give class indices: y.long(), or y.argmax(1) for one-hot labels.")
-    if outputs.ndim != 2:
-        return _row("FAIL", f"outputs have shape {tuple(outputs.shape)}", threshold="(N, C)",
-                    remedy='Wrap dense models with task="segmentation".')
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return _row("FAIL", f"outputs have shape {tuple(outputs.shape)}, not that of logits", threshold="(N, C), C >= 2",
+                    remedy='Wrap dense models with task="segmentation"; a single logit z as torch.stack([-z, z], 1).')
     classes, low, high = outputs.shape[1], int(y.min()), int(y.max())
     if 0 <= low and high < classes:
         return None
     offset = _best_offset(outputs.argmax(1), y, range(-high, classes - low) if high - low < classes else range(0))
-    fix = f"Labels fit with y + ({offset}): use that." if offset is not None else "Check the class map of the data set."
+    fix = f"Labels fit with {_shift(offset)}: use that." if offset is not None else "Check the class map of the data set."
     return _row("FAIL", f"labels run from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})", value=high,
                 threshold=f"0 to {classes - 1}", remedy=fix)
 
@@ -62,9 +62,11 @@ def audit_labels(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic:
     for k in (1, -1):
         shifted = predicted == y + k
         gained, lost = int((shifted & ~right).sum()), int((right & ~shifted).sum())
-        if gained > lost and paired_p(lost, gained) < SURE:
-            return _row("FAIL", f"labels are offset: {seen}, with y + ({k}) it is {float(shifted.double().mean()):.1%}", value=accuracy,
-                        threshold="above any offset", remedy=f"Use y + ({k}), or a class map without (or with) a background class.")
+        share, renamed = float(shifted.double().mean()), _renamed(predicted, y, classes)
+        explains = renamed is None or share > renamed - 0.1
+        if gained > lost and paired_p(lost, gained) < SURE and explains:
+            return _row("FAIL", f"labels are offset: {seen}, with {_shift(k)} it is {share:.1%}", value=accuracy,
+                        threshold="above any offset", remedy=f"Use {_shift(k)}, or a class map without (or with) a background class.")
     if low <= chance and high < (1 + chance) / 2:
         renamed = _renamed(predicted, y, classes)
         if renamed is not None:
@@ -73,6 +75,10 @@ def audit_labels(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic:
         return _row("FAIL", f"{seen}: no better than guessing ({chance:.1%})", value=accuracy, threshold=f"above chance ({chance:.1%})",
                     remedy="Check weights, preprocessing and the class map: robustness of a guess means nothing.")
     return _row("PASS", seen, value=accuracy, threshold=f"above chance ({chance:.1%})")
+
+
+def _shift(k: int) -> str:
+    return f"y {'+' if k > 0 else '-'} {abs(k)}"
 
 
 def _renamed(predicted: Tensor, y: Tensor, classes: int) -> float | None:

@@ -19,7 +19,7 @@ from robustkit.core.specs import MethodSpec
 from robustkit.core.threat import Threat
 from robustkit.data import Data
 from robustkit.run.config import EvaluateConfig
-from robustkit.run.files import slug
+from robustkit.core.files import slug
 
 PROBE, PROBE_LARGE = 128, 64
 """Samples on which the preflight looks at the data; fewer where one has more than 100,000 values."""
@@ -39,6 +39,9 @@ class Plan:
     surrogate: Model | None = None
 
     def __post_init__(self) -> None:
+        if self.model.device.type == "meta":
+            raise UsageError("the model has no weights", expected="weights on the CPU or an accelerator", got="the meta device",
+                             where=self.model.name, fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.")
         twice = {label for label in self.labels if self.labels.count(label) > 1}
         if not self.attacks or twice:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")

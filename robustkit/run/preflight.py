@@ -37,8 +37,8 @@ ZERO_SHARE = 0.05
 """Largest share of samples without gradient that is not refused: a network of ReLUs has some dead spots."""
 SPREAD = 1e-4
 """Largest difference between two passes, relative to the largest logit, that is rounding."""
-JUMP = 0.5
-"""Relative change of the loss within a hundredth of eps above which predictions are called jumpy."""
+JUMP = 0.2
+"""Change of the outputs within a hundredth of eps, relative to the largest logit, above which they are called jumpy."""
 GRADIENT_VALUES = 8 * 3 * 224 * 224
 """Input values whose gradients are looked at: 8 photos, or 32 small images at the most."""
 
@@ -166,23 +166,22 @@ def stability(probe: Probe) -> Diagnostic:
                    value=spread, threshold=f"<= {SPREAD:g}", remedy="More passes (--eot) make the figure steadier.")
     jump = _jump(probe)
     if jump > JUMP:
-        return row("D2", "WARN", f"within a hundredth of eps the loss changes by {jump:.0%}: gradients may mislead here",
+        return row("D2", "WARN", f"within a hundredth of eps the outputs change by {jump:.0%}: gradients may mislead here",
                    value=jump, threshold=f"<= {JUMP:g}", remedy="Add an attack that needs no gradients, and more restarts.")
     return row("D2", "PASS", "equal inputs give equal outputs, and small steps small changes", value=spread, threshold=f"<= {SPREAD:g}")
 
 
 def _jump(probe: Probe) -> float:
-    """Largest relative change of the median loss over draws in a ball of a hundredth of eps."""
+    """Largest change of the outputs over draws in a ball of a hundredth of eps, relative to the largest; the median sample."""
     model, threat = probe.model, probe.threat
     if not isinstance(threat.eps, float | int) or threat.eps == 0:
         return 0.0
     small = threat.at(threat.eps / 100)
     with model.frozen(probe.seed), torch.no_grad():
-        base = model.task.loss(probe.outputs, probe.y).double()
         draws = Draws(probe.seed, default_ids(len(probe.x)), "preflight")
-        moved = [model.task.loss(model(small.start(probe.x, model.bounds, draws.again(i))), probe.y).double() for i in range(3)]
-    change = (torch.stack(moved) - base).abs().amax(0) / base.abs().clamp_min(1e-2)
-    return float(change.median())
+        moved = torch.stack([model(small.start(probe.x, model.bounds, draws.again(i))) for i in range(3)])
+    change = (moved - probe.outputs).flatten(2).abs().amax((0, 2)) / probe.outputs.flatten(1).abs().amax(1).clamp_min(1e-12)
+    return float(change.double().median())
 
 
 def outputs_are_logits(probe: Probe) -> Diagnostic:

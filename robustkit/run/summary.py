@@ -162,9 +162,13 @@ def _curve(plan: Plan, run: RunDirectory, correct: int, chance: float | None, co
 
 def _ties(rows: Rows) -> list[int]:
     """Samples whose verdict hangs on a margin that rounding can turn."""
-    close = {i for i, row in rows.clean.items() if abs(row.get("margin", 1.0)) < TIE}
-    close |= {i for i, row in rows.worst.items() if abs(row.get("margin", 1.0)) < TIE}
-    return sorted(close)
+    return sorted(i for found in (rows.clean, rows.worst) for i, row in found.items() if is_tie(row))
+
+
+def is_tie(row: Row) -> bool:
+    """Whether the margin of a row is so small that rounding can turn the verdict; rows of dense tasks have none."""
+    margin = row.get("margin")
+    return margin is not None and abs(margin) < TIE
 
 
 def _cost(plan: Plan, run: RunDirectory, rows: Rows, first: dict[str, int], after: dict[str, int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from robustkit.run.lock import RunLock
 from robustkit.run.manifest import check_manifest
 from robustkit.run.plan import Plan, build_attacks
 from robustkit.run.stages import CLEAN
-from robustkit.run.summary import TIE, summarise
+from robustkit.run.summary import is_tie, summarise
 
 
 def verify(path: str | Path, *, model: Model | None = None, data: Any = None) -> list[Diagnostic]:
@@ -81,7 +81,7 @@ def _clean(plan: Plan, clean: dict[int, dict[str, Any]]) -> Diagnostic:
             part = ids[i : i + size]
             x, y = plan.inputs(part)
             correct = (~plan.model.task.failed(plan.model(x), y)).tolist()
-            wrong += sum(c != clean[k]["correct"] and abs(clean[k].get("margin", 1.0)) > TIE for k, c in zip(part, correct, strict=True))
+            wrong += sum(c != clean[k]["correct"] and not is_tie(clean[k]) for k, c in zip(part, correct, strict=True))
     return _row("V4", "clean predictions come out the same", wrong, f"{wrong} of {len(ids)} differ by more than rounding")
 
 
