@@ -61,12 +61,18 @@ def escape(text: str) -> str:
     >>> print(escape("=cmd()"))
     '=cmd()
     """
-    visible = "".join(" " if unicodedata.category(sign) in ("Cc", "Cf", "Zl", "Zp") else sign for sign in str(text))
+    visible = "".join(" " if _invisible(sign) else sign for sign in text)
     plain = " ".join(visible.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|~#!":
         plain = plain.replace(sign, "\\" + sign)
     plain = plain.replace("://", ":\u200b//").replace("www.", "www\u200b.").replace("@", "@\u200b")  # no link, no mention
     return "'" + plain if plain[:1] in ("=", "+", "-", "@") else plain
+
+
+def _invisible(sign: str) -> bool:
+    """Control characters, line breaks, and what turns the direction of writing."""
+    turns = unicodedata.bidirectional(sign) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return turns or unicodedata.category(sign) in ("Cc", "Zl", "Zp")
 
 
 def fence(text: str) -> str:
@@ -99,8 +105,7 @@ def _threat(r: Mapping[str, Any]) -> Iterator[str]:
 def _attacks(r: Mapping[str, Any]) -> Iterator[str]:
     yield "## Attacks"
     yield table(tables.ATTACK_COLUMNS, tables.attacks(r))
-    worst = f"Worst case over all, sample by sample: {percent(r['robust_accuracy'])} ({between(r['interval'])})."
-    yield worst
+    yield f"Worst case over all, sample by sample: {percent(r['robust_accuracy'])} ({between(r['interval'])})."
     if r["curve"]:
         yield f"## Accuracy against eps\n\nBy {escape(r['curve']['attack'])}, from small balls to large ones."
         yield table(("eps", "robust accuracy", "95 % interval"), tables.curve(r))

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from robustkit.core.errors import UsageError, near
-from robustkit.report import html, junit, markdown
-from robustkit.report.files import RunFiles
 from robustkit.core.files import replace_file
+from robustkit.report import junit, markdown
+from robustkit.report.files import RunFiles, load_schema
 
-FORMATS = {
-    "html": ("report.html", html.render),
+
+def _html(run: RunFiles) -> str:
+    """The page; its plots need matplotlib, which takes a second to import."""
+    from robustkit.report.html import render
+
+    return render(run)
+
+
+RESULTS = "results.json"
+FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
+    "html": ("report.html", _html),
     "md": ("report.md", markdown.render),
     "junit": ("junit.xml", junit.render),
 }
+"""Format -> file and what renders it. ``json`` is what the run itself wrote, and is only named."""
 
 
-def write(path: Path, formats: Sequence[str] = tuple(FORMATS)) -> dict[str, Path]:
-    """Write reports, each in one step; format -> file.
+def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summary: bool = False) -> dict[str, Path]:
+    """Write reports, each in one step; format -> file, for each format asked for.
+
+    Args:
+        run_dir: folder of the run.
+        formats: of html, md, json, junit.
+        summary: also append the Markdown to the summary of the GitHub job that this is part of, if any.
 
     Raises:
-        UsageError: unknown format; the folder holds no run.
+        UsageError: unknown format; the folder holds no run, or one whose results are damaged.
         Incomplete: the run has no results yet; the disk is full.
     """
-    run = RunFiles.open(path)
+    for name in formats:
+        if name != "json" and name not in FORMATS:
+            raise UsageError("unknown report format", expected=", ".join([*FORMATS, "json"]), got=repr(name),
+                             fix=near(name, [*FORMATS, "json"]))
+    run = RunFiles.open(run_dir)
+    _check(run)
     written = {}
     for name in formats:
-        if name not in FORMATS:
-            raise UsageError("unknown report format", got=repr(name), fix=near(name, FORMATS))
-        file, render = FORMATS[name]
-        replace_file(run.path / file, render(run).encode("utf-8"))
-        written[name] = run.path / file
+        written[name] = run.path / (RESULTS if name == "json" else _write(run, name))
+    if summary:
+        markdown.append_job_summary(markdown.render(run))
     return written
+
+
+def _write(run: RunFiles, name: str) -> str:
+    """Render one format and put it in its place; text that UTF-8 cannot hold (lone surrogates) becomes ``?``."""
+    file, render = FORMATS[name]
+    replace_file(run.path / file, render(run).encode("utf-8", errors="replace"))
+    return file
+
+
+def _check(run: RunFiles) -> None:
+    missing = [key for key in load_schema()["required"] if key not in run.results]
+    if missing:
+        raise UsageError("the results are damaged", expected="the keys of the results schema",
+                         got=f"no {', '.join(missing)}", where=str(run.path / RESULTS),
+                         fix="Start the run again in another folder.")

@@ -32,6 +32,8 @@ TITLES = {
     "D17": "stored inputs verify",
 }
 POINT = 0.01
+MOVING = 0.05
+"""Rise of the loss of what stands, when the steps are doubled, above which an attack has not converged."""
 NOISE_DRAWS = 100
 ROOM = 1e-6
 """Slack of stored distances and bounds, absolute: inputs are float32."""
@@ -151,7 +153,9 @@ def _converged(e: Evidence, attack: Attack, base: AttackResult, standing: Tensor
     before = base.loss[standing]
     rise = float(((longer.loss - before) / before.abs().clamp_min(1e-6)).median())
     message = f"{2 * steps} steps instead of {steps} break {gain:.1%} more of the probe and move the loss of the rest by {rise:+.0%}"
-    return _graded("D4", gain, POINT, 5 * POINT, message, f"<= {POINT:.0%} more broken", f"Use more steps: steps={2 * steps}.")
+    status = "FAIL" if gain > 5 * POINT else "WARN" if gain > POINT or rise > MOVING else "PASS"
+    return _row("D4", status, message, value=gain, threshold=f"<= {POINT:.0%} more broken, loss moved by <= {MOVING:.0%}",
+                remedy="" if status == "PASS" else f"Use more steps: steps={2 * steps}.")
 
 
 def _transfer(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
