@@ -65,7 +65,8 @@ def escape(text: str) -> str:
     plain = " ".join(visible.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|~#!":
         plain = plain.replace(sign, "\\" + sign)
-    plain = plain.replace("://", ":\u200b//").replace("www.", "www\u200b.").replace("@", "@\u200b")  # no link, no mention
+    for start, cut in (("://", ":\u200b//"), ("www.", "www\u200b."), ("@", "@\u200b")):  # no link, no mention
+        plain = plain.replace(start, cut)
     return "'" + plain if plain[:1] in ("=", "+", "-", "@") else plain
 
 
@@ -128,7 +129,8 @@ def _checks(r: Mapping[str, Any]) -> Iterator[str]:
     if r["gates"]:
         yield "## Gates"
         yield table(("", "metric", "value", "at least"), (
-            ["PASS" if g["passed"] else "FAIL", g["metric"], number(g["value"]), number(g["threshold"])] for g in r["gates"]))
+            ["PASS" if g["passed"] else "FAIL", g["metric"], number(g["value"]), number(g["threshold"])]
+            for g in r["gates"]))
 
 
 def _cost(r: Mapping[str, Any]) -> Iterator[str]:

@@ -50,7 +50,8 @@ def confusion(results: Mapping[str, Any], most: int) -> Rows:
 
 def class_names(results: Mapping[str, Any]) -> dict[int, str]:
     """Names of the classes that have one."""
-    return dict(enumerate(results["model"]["class_names"] or [])) | {c["class"]: c["name"] for c in results["per_class"]}
+    known = dict(enumerate(results["model"]["class_names"] or []))
+    return known | {c["class"]: c["name"] for c in results["per_class"]}
 
 
 def curve(results: Mapping[str, Any]) -> Rows:

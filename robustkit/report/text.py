@@ -72,8 +72,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     """The number and what it is of, in one sentence."""
     return (
         f"Robust accuracy {percent(results['robust_accuracy'])} (95 % interval {between(results['interval'])}) of "
-        f"{results['model']['name']} on {results['n']} samples of {results['data']['name']} under {results['threat']['text']}; "
-        f"clean accuracy {percent(results['clean_accuracy'])}."
+        f"{results['model']['name']} on {results['n']} samples of {results['data']['name']} "
+        f"under {results['threat']['text']}; clean accuracy {percent(results['clean_accuracy'])}."
     )
 
 
