@@ -1,7 +1,7 @@
 """PGD: projected gradient ascent (https://arxiv.org/abs/1706.06083, sec. 2.1).
 
-``x <- project(x + alpha * steepest(g))`` from a uniform point of the ball, in l-infinity, l2 or l1. The best point of every
-sample is kept, the last iterate is scored too, and samples that broke leave the computation.
+``x <- project(x + alpha * steepest(g))`` from a uniform point of the ball, in l-infinity, l2 or l1. The first
+adversarial point of every sample is kept, the last iterate is scored too, and samples that broke leave the computation.
 Shapes: x, adv, grad (N, *S). Units: those of ``model.bounds``. Cost: ``restarts * steps`` forwards and backwards and
 ``restarts`` forwards for the last iterates, less what broken samples save.
 """
@@ -27,9 +27,13 @@ class PGD(Attack):
     """
 
     steps: int = Field(default=40, ge=1, description="gradient steps a restart")
-    step_size: Fraction | None = Field(default=None, gt=0, description="alpha, in units of the input; by default 2.5 * eps / steps")
+    step_size: Fraction | None = Field(
+        default=None, gt=0, description="alpha, in units of the input; by default 2.5 * eps / steps"
+    )
     restarts: int = Field(default=1, ge=1, description="random starts; samples that broke are not attacked again")
-    random_start: bool = Field(default=True, description="begin at a uniform point of the ball; later restarts always do")
+    random_start: bool = Field(
+        default=True, description="begin at a uniform point of the ball; later restarts always do"
+    )
     loss: Loss = Field(default="ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
 
     def perturb(self, search: Search) -> None:

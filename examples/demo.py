@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 RUNS = {
-    Path("runs/demo-digits"): "evaluate demo:mnist-robust --data demo:mnist --limit 500 --threat linf:0.2 --attack fgsm "
+    Path(
+        "runs/demo-digits"
+    ): "evaluate demo:mnist-robust --data demo:mnist --limit 500 --threat linf:0.2 --attack fgsm "
     "--attack pgd:steps=40 --curve",
     Path("runs/demo-photos"): "evaluate demo:efficientnet_lite0 --data demo:photos --threat linf:1/255 --attack fgsm "
     "--attack pgd:steps=10 --curve",
@@ -32,7 +34,12 @@ def table() -> Table:
         r = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         robust = f"{r['robust_accuracy']:.1%} ({r['interval'][0]:.1%} to {r['interval'][1]:.1%})"
         shown.add_row(
-            r["model"]["name"], r["data"]["name"], r["threat"]["text"], str(r["n"]), f"{r['clean_accuracy']:.1%}", robust
+            r["model"]["name"],
+            r["data"]["name"],
+            r["threat"]["text"],
+            str(r["n"]),
+            f"{r['clean_accuracy']:.1%}",
+            robust,
         )
     return shown
 

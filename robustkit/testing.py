@@ -50,7 +50,10 @@ class HalfSpace(nn.Module):
 
 
 class Bowl(nn.Module):
-    """Two classes divided by the sphere ||x - 1/2||_2 = radius; the l2 distance of x to the other class is | ||x - 1/2|| - radius |."""
+    """Two classes divided by the sphere ||x - 1/2||_2 = radius.
+
+    The l2 distance of x to the other class is the absolute difference of ||x - 1/2||_2 and the radius.
+    """
 
     def __init__(self, radius: float) -> None:
         super().__init__()
@@ -61,7 +64,9 @@ class Bowl(nn.Module):
         return torch.stack([-z, z], 1)
 
 
-def assert_robust(model: Model | nn.Module, data: Any, requirement: str, *, attacks: Any = None, **options: Any) -> Result:
+def assert_robust(
+    model: Model | nn.Module, data: Any, requirement: str, *, attacks: Any = None, **options: Any
+) -> Result:
     """Fail a test when a model is less robust than required.
 
     Args:
@@ -80,7 +85,9 @@ def assert_robust(model: Model | nn.Module, data: Any, requirement: str, *, atta
     bound, spec = parse_requirement(requirement)
     result = rk.evaluate(model, data, attacks=attacks or [rk.PGD(steps=20)], threat=threat_from(spec), **options)
     low, high = result.interval
-    assert result.valid, "the robustness number is invalid: " + "; ".join(d.message for d in result.diagnostics if d.fatal)
+    assert result.valid, "the robustness number is invalid: " + "; ".join(
+        d.message for d in result.diagnostics if d.fatal
+    )
     assert result.robust_accuracy >= bound, (
         f"robust accuracy {result.robust_accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, n={result.n}) "
         f"at {spec} is below {bound:g}"
@@ -96,6 +103,11 @@ def parse_requirement(text: str) -> tuple[float, ThreatSpec]:
     """
     found = re.fullmatch(r"\s*>=\s*([^@]+?)\s*@\s*(\S+)\s*", text)
     if not found:
-        raise UsageError("cannot read the requirement", expected="'>=ACCURACY@NORM:EPS'", got=repr(text), where="assert_robust",
-                         fix='Write for example ">=0.45@linf:8/255".')
+        raise UsageError(
+            "cannot read the requirement",
+            expected="'>=ACCURACY@NORM:EPS'",
+            got=repr(text),
+            where="assert_robust",
+            fix='Write for example ">=0.45@linf:8/255".',
+        )
     return parse_fraction(found[1], "accuracy"), ThreatSpec.parse(found[2])

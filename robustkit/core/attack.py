@@ -67,8 +67,15 @@ class Attack(ABC):
 
     @final
     def __call__(
-        self, model: Model, x: Tensor, y: Tensor, *, target: Tensor | None = None, ids: Tensor | None = None,
-        seed: int = 0, start: Tensor | None = None,
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        target: Tensor | None = None,
+        ids: Tensor | None = None,
+        seed: int = 0,
+        start: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch.
 
@@ -86,15 +93,28 @@ class Attack(ABC):
         x = x.detach()
         if len(x) == 0:
             return _nothing(x)
-        problem = Problem(x, LabelObjective(model.task, y, target, self.loss), self.threat or DEFAULT_THREAT,
-                          Draws(seed, ids.cpu(), ATTACKS.entry_of(self).name), start)
+        problem = Problem(
+            x,
+            LabelObjective(model.task, y, target, self.loss),
+            self.threat or DEFAULT_THREAT,
+            Draws(seed, ids.cpu(), ATTACKS.entry_of(self).name),
+            start,
+        )
         with model.frozen(seed), model.metered() as cost:
             search = self._search(model, problem)
             success, silent = self._verify(model, problem, search)
         adversarial = torch.where(success.view(-1, *[1] * (x.ndim - 1)), search.adversarial, x)
         return AttackResult(
-            adversarial, search.last, success, problem.threat.distance(adversarial, x), search.loss,
-            torch.where(success, search.step, -1), search.forwards, search.backwards, silent, cost,
+            adversarial,
+            search.last,
+            success,
+            problem.threat.distance(adversarial, x),
+            search.loss,
+            torch.where(success, search.step, -1),
+            search.forwards,
+            search.backwards,
+            silent,
+            cost,
         )
 
     @abstractmethod
@@ -144,17 +164,30 @@ class Attack(ABC):
 
 def _check(model: Model, x: Tensor, y: Tensor, target: Tensor | None, ids: Tensor, start: Tensor | None) -> None:
     if not isinstance(model, Model):
-        raise UsageError("attacks take a wrapped model", expected="a robustkit Model", got=type(model).__name__,
-                         where="model", fix="Wrap it once: model = robustkit.wrap(net, mean=..., std=...).")
+        raise UsageError(
+            "attacks take a wrapped model",
+            expected="a robustkit Model",
+            got=type(model).__name__,
+            where="model",
+            fix="Wrap it once: model = robustkit.wrap(net, mean=..., std=...).",
+        )
     if not isinstance(x, Tensor) or x.ndim < 2:
-        raise UsageError("inputs must be a batch", expected="a tensor (N, ...)",
-                         got=f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__, where="x",
-                         fix="Add the batch dimension: x[None].")
+        raise UsageError(
+            "inputs must be a batch",
+            expected="a tensor (N, ...)",
+            got=f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__,
+            where="x",
+            fix="Add the batch dimension: x[None].",
+        )
     for name, other in (("y", y), ("target", target), ("ids", ids), ("start", start)):
         if other is not None and len(other) != len(x):
-            raise UsageError(f"x and {name} have different lengths", expected=f"{len(x)} samples", got=str(len(other)), where=name)
+            raise UsageError(
+                f"x and {name} have different lengths", expected=f"{len(x)} samples", got=str(len(other)), where=name
+            )
     if start is not None and start.shape != x.shape:
-        raise UsageError("start has another shape than x", expected=str(tuple(x.shape)), got=str(tuple(start.shape)), where="start")
+        raise UsageError(
+            "start has another shape than x", expected=str(tuple(x.shape)), got=str(tuple(start.shape)), where="start"
+        )
     model.check(x)
     if len(x) == 0:
         return
@@ -175,11 +208,17 @@ def check_inputs(x: Tensor, model: Model) -> None:
     slack = ROUNDING * model.bounds.width
     if not (torch.isfinite(torch.tensor([low, high])).all()):
         bad = (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
-        raise UsageError("inputs hold NaN or infinity", got=f"{len(bad)} such samples, first at index {bad[0]}", where="x")
+        raise UsageError(
+            "inputs hold NaN or infinity", got=f"{len(bad)} such samples, first at index {bad[0]}", where="x"
+        )
     if low < model.bounds.low - slack or high > model.bounds.high + slack:
-        raise UsageError("inputs leave the bounds of the model", expected=f"values in [{model.bounds.low:g}, {model.bounds.high:g}]",
-                         got=f"[{low:.4g}, {high:.4g}]", where="x",
-                         fix="Do not normalise images yourself: give mean and std to wrap(). Divide 0-255 images by 255.")
+        raise UsageError(
+            "inputs leave the bounds of the model",
+            expected=f"values in [{model.bounds.low:g}, {model.bounds.high:g}]",
+            got=f"[{low:.4g}, {high:.4g}]",
+            where="x",
+            fix="Do not normalise images yourself: give mean and std to wrap(). Divide 0-255 images by 255.",
+        )
 
 
 def _nothing(x: Tensor) -> AttackResult:

@@ -40,8 +40,9 @@ def inside(root: Path, name: str) -> Path:
     """
     path = root / name
     if PurePath(name).is_absolute() or not path.resolve().is_relative_to(root.resolve()):
-        raise UsageError("a file name leads out of the run's folder", got=repr(name), where=str(root),
-                         fix="Use a plain name.")
+        raise UsageError(
+            "a file name leads out of the run's folder", got=repr(name), where=str(root), fix="Use a plain name."
+        )
     return path
 
 
@@ -153,8 +154,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _damaged(path: Path, error: Exception) -> UsageError:
-    return UsageError("cannot read a file of the run", expected="JSON", got=str(error), where=str(path),
-                      fix="The run is damaged: start it again in another folder.")
+    return UsageError(
+        "cannot read a file of the run",
+        expected="JSON",
+        got=str(error),
+        where=str(path),
+        fix="The run is damaged: start it again in another folder.",
+    )
 
 
 @contextmanager
@@ -169,11 +175,19 @@ def writing(path: Path, *, begun: bool = True) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Incomplete("the disk is full", where=str(path),
-                             fix="What was done is kept: free some space and give the same command again.") from error
+            raise Incomplete(
+                "the disk is full",
+                where=str(path),
+                fix="What was done is kept: free some space and give the same command again.",
+            ) from error
         kind = Incomplete if begun else UsageError
-        raise kind("cannot write", expected="a folder that can be written", got=error.strerror or str(error),
-                   where=str(path), fix="Check its permissions, or give another folder with --out.") from error
+        raise kind(
+            "cannot write",
+            expected="a folder that can be written",
+            got=error.strerror or str(error),
+            where=str(path),
+            fix="Check its permissions, or give another folder with --out.",
+        ) from error
 
 
 def _is_json(line: bytes) -> bool:

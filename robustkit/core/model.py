@@ -73,8 +73,16 @@ class Model:
     """
 
     def __init__(
-        self, net: nn.Module, *, task: Task, bounds: Bounds, preprocessing: Preprocessing | None = None,
-        chunk: int | None = None, eot: int = 1, name: str = "", class_names: tuple[str, ...] | None = None,
+        self,
+        net: nn.Module,
+        *,
+        task: Task,
+        bounds: Bounds,
+        preprocessing: Preprocessing | None = None,
+        chunk: int | None = None,
+        eot: int = 1,
+        name: str = "",
+        class_names: tuple[str, ...] | None = None,
     ) -> None:
         self.net, self.task, self.bounds, self.name, self.eot = net, task, bounds, name or type(net).__name__, eot
         self.preprocessing, self.class_names = preprocessing, class_names
@@ -160,9 +168,12 @@ class Model:
     @staticmethod
     def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
         if not value.requires_grad:
-            raise UsageError("the network has no gradient: its outputs do not depend on its inputs through differentiable operations",
-                             where="the network's forward", fix="Look for argmax, round, detach, no_grad or numpy inside; "
-                             "gradient-based robust accuracy means nothing for such a network.")
+            raise UsageError(
+                "the network has no gradient: no differentiable path leads from its inputs to its outputs",
+                where="the network's forward",
+                fix="Look for argmax, round, detach, no_grad or numpy inside; "
+                "gradient-based robust accuracy means nothing for such a network.",
+            )
         (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, materialize_grads=True)
         return grad
 
@@ -172,8 +183,11 @@ class Model:
         A private copy, made anew when the weights have changed, equal to the network up to about 4e-6 in the logits.
         Verdicts that go into a result are taken on the network itself.
         """
-        state = (*((t.data_ptr(), _version(t)) for t in (*self.module.parameters(), *self.module.buffers())),
-                 example.shape[1:], example.dtype)
+        state = (
+            *((t.data_ptr(), _version(t)) for t in (*self.module.parameters(), *self.module.buffers())),
+            example.shape[1:],
+            example.dtype,
+        )
         if self._fast is None or self._fast[0] != state:
             with self.frozen():
                 module = self.module if self.eot > 1 else folded(self.module, example[:1].detach())
@@ -198,9 +212,13 @@ class Model:
                 except (RuntimeError, ValueError, TypeError, IndexError) as error:
                     if isinstance(error, UsageError):
                         raise
-                    raise UsageError("the network does not accept these inputs", expected="a batch it can run on",
-                                     got=f"{x.dtype} of shape (N, {', '.join(map(str, shape))}): {_first_line(error)}",
-                                     where="x", fix="Check channels, image size and layout (channels first).") from error
+                    raise UsageError(
+                        "the network does not accept these inputs",
+                        expected="a batch it can run on",
+                        got=f"{x.dtype} of shape (N, {', '.join(map(str, shape))}): {_first_line(error)}",
+                        where="x",
+                        fix="Check channels, image size and layout (channels first).",
+                    ) from error
         return self._shapes[shape]
 
     @contextmanager
@@ -247,12 +265,20 @@ class Model:
             UsageError: they are not; the message names both sides.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise UsageError("inputs must be a floating-point tensor", got=str(getattr(x, "dtype", type(x).__name__)),
-                             where="x", fix="Divide 8-bit images by 255: x.float() / 255.")
+            raise UsageError(
+                "inputs must be a floating-point tensor",
+                got=str(getattr(x, "dtype", type(x).__name__)),
+                where="x",
+                fix="Divide 8-bit images by 255: x.float() / 255.",
+            )
         if self._place is not None and (x.device != self.device or x.dtype != self.dtype):
-            raise UsageError("inputs and network do not match", expected=f"x on {self.device} in {self.dtype}, as the network",
-                             got=f"x on {x.device} in {x.dtype}", where="x",
-                             fix=f'Call x.to("{self.device}", {self.dtype}), or move the network.')
+            raise UsageError(
+                "inputs and network do not match",
+                expected=f"x on {self.device} in {self.dtype}, as the network",
+                got=f"x on {x.device} in {x.dtype}",
+                where="x",
+                fix=f'Call x.to("{self.device}", {self.dtype}), or move the network.',
+            )
 
     def _chunked(self, work: Callable[[slice], Any], n: int) -> list[Any]:
         """Run ``work`` over slices of at most ``chunk`` samples; halve it for good when memory runs out."""
@@ -269,17 +295,24 @@ class Model:
 
 
 def wrap(
-    net: nn.Module | Callable[[Tensor], Any] | Model, *, mean: Sequence[float] | float | None = None,
-    std: Sequence[float] | float | None = None, bounds: tuple[float, float] | Bounds = (0.0, 1.0),
-    task: Task | str = "classification", preprocessing: object | None = None, chunk: int | None = None, eot: int = 1,
-    name: str = "", class_names: Sequence[str] | None = None,
+    net: nn.Module | Callable[[Tensor], Any] | Model,
+    *,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    bounds: tuple[float, float] | Bounds = (0.0, 1.0),
+    task: Task | str = "classification",
+    preprocessing: object | None = None,
+    chunk: int | None = None,
+    eot: int = 1,
+    name: str = "",
+    class_names: Sequence[str] | None = None,
 ) -> Model:
     """Wrap a network once; every method of robustkit takes the result.
 
     Args:
         net: a module or function that maps images in ``bounds``, or normalised ones if mean and std are known.
-        mean, std: per channel, on the scale of ``bounds``; applied inside the wrapper. Where they are not given they are
-            read from a timm network's own configuration.
+        mean, std: per channel, on the scale of ``bounds``; applied inside the wrapper. Where they are not given they
+            are read from a timm network's own configuration.
         bounds: valid range of inputs, before normalisation.
         task: ``classification``, ``segmentation``, ``regression`` or a Task.
         preprocessing: torchvision weights or a Hugging Face image processor to read mean and std from.
@@ -298,14 +331,26 @@ def wrap(
     if isinstance(net, Model):
         return net
     if not callable(net):
-        raise UsageError("this is not a model", expected="a torch.nn.Module or a function of a batch", got=type(net).__name__,
-                         where="wrap", fix='To load one by name use robustkit.load("timm:resnet18").')
+        raise UsageError(
+            "this is not a model",
+            expected="a torch.nn.Module or a function of a batch",
+            got=type(net).__name__,
+            where="wrap",
+            fix='To load one by name use robustkit.load("timm:resnet18").',
+        )
     if eot < 1 or (chunk is not None and chunk < 1):
-        raise UsageError("eot and chunk count passes and samples", expected="at least 1", got=f"eot={eot}, chunk={chunk}")
+        raise UsageError(
+            "eot and chunk count passes and samples", expected="at least 1", got=f"eot={eot}, chunk={chunk}"
+        )
     module = net if isinstance(net, nn.Module) else FunctionNet(net)
     return Model(
-        module, task=task_from(task), bounds=bounds if isinstance(bounds, Bounds) else Bounds(*bounds),
-        preprocessing=_preprocessing(net, mean, std, preprocessing), chunk=chunk, eot=eot, name=name,
+        module,
+        task=task_from(task),
+        bounds=bounds if isinstance(bounds, Bounds) else Bounds(*bounds),
+        preprocessing=_preprocessing(net, mean, std, preprocessing),
+        chunk=chunk,
+        eot=eot,
+        name=name,
         class_names=tuple(class_names) if class_names else None,
     )
 
@@ -313,17 +358,29 @@ def wrap(
 def _preprocessing(net: object, mean: Any, std: Any, source: object | None) -> Preprocessing | None:
     found = read_preprocessing(net if source is None else source)
     if source is not None and found is None:
-        raise UsageError("no mean and std found there", expected="torchvision weights or a Hugging Face image processor",
-                         got=type(source).__name__, where="preprocessing", fix="Give mean=... and std=...")
+        raise UsageError(
+            "no mean and std found there",
+            expected="torchvision weights or a Hugging Face image processor",
+            got=type(source).__name__,
+            where="preprocessing",
+            fix="Give mean=... and std=...",
+        )
     if mean is None and std is None:
         return found
     if mean is None or std is None:
-        raise UsageError("mean and std belong together", got=f"mean={mean}, std={std}", where="wrap", fix="Give both or neither.")
+        raise UsageError(
+            "mean and std belong together", got=f"mean={mean}, std={std}", where="wrap", fix="Give both or neither."
+        )
     means = (float(mean),) if isinstance(mean, int | float) else tuple(map(float, mean))
     stds = (float(std),) if isinstance(std, int | float) else tuple(map(float, std))
     if len(means) != len(stds) or not all(s > 0 for s in stds):
-        raise UsageError("mean and std do not fit", expected="as many means as stds, each std > 0", got=f"mean={means}, std={stds}",
-                         where="wrap", fix="They are on the scale of the bounds: divide those of 0-255 images by 255.")
+        raise UsageError(
+            "mean and std do not fit",
+            expected="as many means as stds, each std > 0",
+            got=f"mean={means}, std={stds}",
+            where="wrap",
+            fix="They are on the scale of the bounds: divide those of 0-255 images by 255.",
+        )
     return replace(found, mean=means, std=stds, source="given") if found else Preprocessing(means, stds)
 
 
@@ -332,7 +389,11 @@ def _version(tensor: Tensor) -> int:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)
+        or "not enough memory" in str(error)
+    )
 
 
 def _first_line(error: BaseException) -> str:

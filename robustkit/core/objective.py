@@ -46,8 +46,13 @@ class LabelObjective:
 
     def __post_init__(self) -> None:
         if self.loss != "ce" and not isinstance(self.task, Classification):
-            raise UsageError(f"the {self.loss} loss needs class logits", expected="a classification task",
-                             got=self.task.name, where=f"loss={self.loss}", fix="Use loss=ce.")
+            raise UsageError(
+                f"the {self.loss} loss needs class logits",
+                expected="a classification task",
+                got=self.task.name,
+                where=f"loss={self.loss}",
+                fix="Use loss=ce.",
+            )
 
     def __call__(self, outputs: Tensor) -> Tensor:
         if self.loss == "margin":

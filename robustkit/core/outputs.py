@@ -28,5 +28,10 @@ def as_tensor(outputs: Any) -> Tensor:
     if isinstance(found, Tensor):
         return found
     got = f"a mapping with keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else type(outputs).__name__
-    raise UsageError("the network returned no logits", expected="a tensor, .logits, a dict with 'logits' or 'out', or a tuple",
-                     got=got, where="the network's forward", fix="Wrap a function that returns the logits: wrap(lambda x: net(x)...).")
+    raise UsageError(
+        "the network returned no logits",
+        expected="a tensor, .logits, a dict with 'logits' or 'out', or a tuple",
+        got=got,
+        where="the network's forward",
+        fix="Wrap a function that returns the logits: wrap(lambda x: net(x)...).",
+    )

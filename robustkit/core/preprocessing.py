@@ -43,8 +43,14 @@ def _timm(net: object) -> Preprocessing | None:
     if not isinstance(cfg, dict) or not {"mean", "std"} <= cfg.keys():
         return None
     shape = cfg.get("input_size")
-    return Preprocessing(_floats(cfg["mean"]), _floats(cfg["std"]), tuple(shape[1:]) if shape else None,
-                         float(cfg.get("crop_pct") or 1), str(cfg.get("interpolation") or "bicubic"), "timm")
+    return Preprocessing(
+        _floats(cfg["mean"]),
+        _floats(cfg["std"]),
+        tuple(shape[1:]) if shape else None,
+        float(cfg.get("crop_pct") or 1),
+        str(cfg.get("interpolation") or "bicubic"),
+        "timm",
+    )
 
 
 def _torchvision(weights: object) -> Preprocessing | None:
@@ -65,8 +71,9 @@ def _hugging_face(processor: object) -> Preprocessing | None:
         return None
     size: Any = getattr(processor, "size", None) or {}
     edge = size.get("shortest_edge", size.get("height")) if hasattr(size, "get") else None
-    return Preprocessing(_floats(mean), _floats(std), (edge, size.get("width", edge)) if edge else None,
-                         source="huggingface")
+    return Preprocessing(
+        _floats(mean), _floats(std), (edge, size.get("width", edge)) if edge else None, source="huggingface"
+    )
 
 
 def _floats(values: Sequence[float]) -> tuple[float, ...]:

@@ -75,14 +75,21 @@ class Entry:
         known = [option.name for option in self.options()]
         for key in options:
             if key not in known:
-                raise UsageError(f"{self.name} has no option {key!r}", fix=near(key, known), where=f"{self.name}:{key}=")
+                raise UsageError(
+                    f"{self.name} has no option {key!r}", fix=near(key, known), where=f"{self.name}:{key}="
+                )
         try:
             return self.cls(**options)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or "options"
-            raise UsageError(f"{self.name} cannot take this {name}", expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "), got=repr(first["input"]),
-                             where=f"{self.name}:{name}=", fix=f"See `robustkit show attack {self.name}`.") from None
+            raise UsageError(
+                f"{self.name} cannot take this {name}",
+                expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
+                got=repr(first["input"]),
+                where=f"{self.name}:{name}=",
+                fix=f"See `robustkit show attack {self.name}`.",
+            ) from None
 
 
 class Registry:
@@ -149,8 +156,10 @@ class Registry:
         for entry in self._entries.values():
             if entry.cls is type(method):
                 return entry
-        raise UsageError(f"{type(method).__name__} is not a registered {self.family}",
-                         fix='Decorate the class with @FAMILY.register("name", paper="...").')
+        raise UsageError(
+            f"{type(method).__name__} is not a registered {self.family}",
+            fix='Decorate the class with @FAMILY.register("name", paper="...").',
+        )
 
 
 def _read(path: Path, module: str) -> Iterator[Listing]:

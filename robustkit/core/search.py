@@ -34,8 +34,13 @@ class Problem:
 
     def take(self, index: Tensor) -> Problem:
         """The same for some of the samples."""
-        return Problem(self.x[index], self.objective.take(index), self.threat.take(index), self.draws.take(index),
-                       None if self.start is None else self.start[index])
+        return Problem(
+            self.x[index],
+            self.objective.take(index),
+            self.threat.take(index),
+            self.draws.take(index),
+            None if self.start is None else self.start[index],
+        )
 
 
 class Search:

@@ -61,15 +61,30 @@ class ThreatSpec:
         norm, colon, radius = (part.strip() for part in text.partition(":"))
         norm = norm.lower()
         if norm not in NORMS:
-            raise UsageError("unknown norm", expected=f"one of {', '.join(NORMS)}", got=repr(norm), where=f"threat {text!r}",
-                             fix=near(norm, NORMS))
+            raise UsageError(
+                "unknown norm",
+                expected=f"one of {', '.join(NORMS)}",
+                got=repr(norm),
+                where=f"threat {text!r}",
+                fix=near(norm, NORMS),
+            )
         if not colon or not radius:
-            raise UsageError("a threat needs a radius", expected="NORM:EPS", got=repr(text), where="threat",
-                             fix="Write for example linf:8/255.")
+            raise UsageError(
+                "a threat needs a radius",
+                expected="NORM:EPS",
+                got=repr(text),
+                where="threat",
+                fix="Write for example linf:8/255.",
+            )
         eps = parse_fraction(radius, f"eps of threat {text!r}") / eps_scale
         if eps < 0:
-            raise UsageError("eps is negative", expected="eps >= 0", got=radius, where=f"threat {text!r}",
-                             fix="The radius of a ball is positive, for example linf:8/255.")
+            raise UsageError(
+                "eps is negative",
+                expected="eps >= 0",
+                got=radius,
+                where=f"threat {text!r}",
+                fix="The radius of a ball is positive, for example linf:8/255.",
+            )
         shown = radius if eps_scale == 1 else f"{radius}/{eps_scale:g}" if "/" not in radius else repr(eps)
         return cls(norm, eps, f"{norm}:{shown}")
 
@@ -102,8 +117,13 @@ class MethodSpec:
         for part in filter(None, (piece.strip() for piece in rest.split(","))):
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not key or not equals or key in options:
-                raise UsageError("cannot read a method's options", expected="NAME:key=value,key=value with each key once",
-                                 got=repr(part), where=repr(text), fix="Write for example pgd:steps=20,loss=margin.")
+                raise UsageError(
+                    "cannot read a method's options",
+                    expected="NAME:key=value,key=value with each key once",
+                    got=repr(part),
+                    where=repr(text),
+                    fix="Write for example pgd:steps=20,loss=margin.",
+                )
             options[key] = _scalar(value, text)
         if not name.strip():
             raise UsageError("a method needs a name", expected="NAME or NAME:key=value", got=repr(text))
@@ -124,4 +144,6 @@ def _scalar(value: str, where: str) -> Any:
 
 
 def _show(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    )

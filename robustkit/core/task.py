@@ -47,9 +47,13 @@ class Classification:
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if outputs.ndim != 2 or outputs.shape[1] < 2:
-            raise UsageError("a classifier must return logits", expected="outputs of shape (N, C) with C >= 2",
-                             got=str(tuple(outputs.shape)), where="the network's outputs",
-                             fix='Wrap dense models with task="segmentation"; a single logit z as stack([-z, z], 1).')
+            raise UsageError(
+                "a classifier must return logits",
+                expected="outputs of shape (N, C) with C >= 2",
+                got=str(tuple(outputs.shape)),
+                where="the network's outputs",
+                fix='Wrap dense models with task="segmentation"; a single logit z as stack([-z, z], 1).',
+            )
         _check_labels(y, outputs.shape[1], (), None)
 
 
@@ -76,8 +80,12 @@ class DenseClassification:
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if outputs.ndim != 4:
-            raise UsageError("a dense classifier must return logits", expected="outputs of shape (N, C, H, W)",
-                             got=str(tuple(outputs.shape)), where="the network's outputs")
+            raise UsageError(
+                "a dense classifier must return logits",
+                expected="outputs of shape (N, C, H, W)",
+                got=str(tuple(outputs.shape)),
+                where="the network's outputs",
+            )
         _check_labels(y, outputs.shape[1], tuple(outputs.shape[2:]), self.ignore_index)
 
     def _labelled(self, y: Tensor) -> Tensor:
@@ -103,8 +111,12 @@ class Regression:
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if y.shape[1:] != outputs.shape[1:] or not y.is_floating_point():
-            raise UsageError("targets do not fit the outputs", expected=f"float values of shape (N, {_dims(outputs)})",
-                             got=f"{y.dtype} of shape {tuple(y.shape)}", where="y")
+            raise UsageError(
+                "targets do not fit the outputs",
+                expected=f"float values of shape (N, {_dims(outputs)})",
+                got=f"{y.dtype} of shape {tuple(y.shape)}",
+                where="y",
+            )
 
 
 TASKS: dict[str, type[Task]] = {
@@ -129,14 +141,22 @@ def task_from(task: Task | str) -> Task:
 
 def _check_labels(y: Tensor, classes: int, shape: tuple[int, ...], ignore: int | None) -> None:
     if y.is_floating_point() or y.is_complex() or tuple(y.shape[1:]) != shape:
-        raise UsageError("labels have the wrong form", expected=f"integer labels of shape (N{''.join(f', {s}' for s in shape)})",
-                         got=f"{y.dtype} of shape {tuple(y.shape)}", where="y",
-                         fix="Convert class indices with y.long(); one-hot labels with y.argmax(1).")
+        raise UsageError(
+            "labels have the wrong form",
+            expected=f"integer labels of shape (N{''.join(f', {s}' for s in shape)})",
+            got=f"{y.dtype} of shape {tuple(y.shape)}",
+            where="y",
+            fix="Convert class indices with y.long(); one-hot labels with y.argmax(1).",
+        )
     counted = y if ignore is None else y[y != ignore]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
-        raise UsageError("labels are out of range", expected=f"0 .. {classes - 1}, for the {classes} outputs of the network",
-                         got=f"{int(counted.min())} .. {int(counted.max())}", where="y",
-                         fix="Check the class map of the data set; labels that start at 1 need y - 1.")
+        raise UsageError(
+            "labels are out of range",
+            expected=f"0 .. {classes - 1}, for the {classes} outputs of the network",
+            got=f"{int(counted.min())} .. {int(counted.max())}",
+            where="y",
+            fix="Check the class map of the data set; labels that start at 1 need y - 1.",
+        )
 
 
 def _dims(outputs: Tensor) -> str:

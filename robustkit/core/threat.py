@@ -41,8 +41,12 @@ class Threat(ABC):
     def __post_init__(self) -> None:
         eps = torch.as_tensor(self.eps, dtype=torch.double) if not isinstance(self.eps, Tensor) else self.eps
         if isinstance(self.eps, Tensor) and eps.ndim != 1:
-            raise UsageError("eps must be one number or one per sample", expected="a float or a tensor (N,)",
-                             got=f"a tensor of shape {tuple(eps.shape)}", where=type(self).__name__)
+            raise UsageError(
+                "eps must be one number or one per sample",
+                expected="a float or a tensor (N,)",
+                got=f"a tensor of shape {tuple(eps.shape)}",
+                where=type(self).__name__,
+            )
         if eps.numel() and not bool(((eps >= 0) & eps.isfinite()).all()):
             raise UsageError("eps must be finite and >= 0", got=str(self.eps), where=type(self).__name__)
 
@@ -137,8 +141,12 @@ class L1(Threat):
     p = 1.0
 
     def start(self, x: Tensor, bounds: Bounds, draws: Draws) -> Tensor:
-        point = balls.uniform_l1(self.eps, draws.uniform(x), draws.child("sign").uniform(x),
-                                 draws.child("radius").uniform(x[:, :1].flatten(1)[:, 0]))
+        point = balls.uniform_l1(
+            self.eps,
+            draws.uniform(x),
+            draws.child("sign").uniform(x),
+            draws.child("radius").uniform(x[:, :1].flatten(1)[:, 0]),
+        )
         return self.project(x + point, x, bounds)
 
     def step(self, adv: Tensor, x: Tensor, grad: Tensor, size: Eps, bounds: Bounds) -> Tensor:

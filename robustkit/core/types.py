@@ -22,7 +22,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise UsageError("bounds are empty", expected="low < high", got=f"({self.low}, {self.high})", where="bounds")
+            raise UsageError(
+                "bounds are empty", expected="low < high", got=f"({self.low}, {self.high})", where="bounds"
+            )
 
     @property
     def width(self) -> float:

@@ -88,7 +88,8 @@ def project_l2_box(adv: Tensor, x: Tensor, eps: Size, low: float, high: float) -
 def step_linf(adv: Tensor, x: Tensor, grad: Tensor, step: Size, eps: Size, low: float, high: float) -> Tensor:
     """``adv + step * sign(grad)``, projected; coordinates without gradient stay."""
     if twins.on(adv):
-        return twins.ops().step_linf(adv, x, grad, step, eps, low, high)
+        fused: Tensor = twins.ops().step_linf(adv, x, grad, step, eps, low, high)
+        return fused
     moved = grad.sign().mul_(sized(step, x)).add_(adv)
     radius = sized(eps, x)
     return moved.clamp_(x - radius, x + radius).clamp_(low, high)
@@ -97,7 +98,8 @@ def step_linf(adv: Tensor, x: Tensor, grad: Tensor, step: Size, eps: Size, low: 
 def step_l2(adv: Tensor, x: Tensor, grad: Tensor, step: Size, eps: Size, low: float, high: float) -> Tensor:
     """``adv + step * grad / ||grad||_2``, projected; samples without gradient stay."""
     if twins.on(adv):
-        return twins.ops().step_l2(adv, x, grad, step, eps, low, high)
+        fused: Tensor = twins.ops().step_l2(adv, x, grad, step, eps, low, high)
+        return fused
     moved = (grad * per_sample(1 / _safe(norm(grad, 2)), grad)).mul_(sized(step, x)).add_(adv)
     return project_l2_box(moved, x, eps, low, high)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from robustkit.kernels.balls import Size, norm, per_sample
 
 ROUNDS = 24
-"""Evaluations of the dual, Newton and bisection in turn: the bracket halves 12 times, and a Newton step that starts in the
-right linear piece ends at the root."""
+"""Evaluations of the dual, Newton and bisection in turn: the bracket halves 12 times, and a Newton step that starts in
+the right linear piece ends at the root."""
 
 
 def project_l1_box(adv: Tensor, x: Tensor, eps: Size, low: float, high: float) -> Tensor:

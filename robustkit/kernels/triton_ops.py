@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _step_linf(out, adv, x, grad, step, eps, low, high, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row program_id(0), block program_id(1) of clamp(clamp(adv + step * sign(grad), x -+ eps), low, high)."""
     row = tl.program_id(0).to(tl.int64)
@@ -33,7 +33,7 @@ def _step_linf(out, adv, x, grad, step, eps, low, high, size, BLOCK: tl.constexp
     tl.store(out + at, tl.minimum(tl.maximum(moved, low), high), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row program_id(0): the length of the gradient, then of the moved perturbation, then the result."""
     row = tl.program_id(0).to(tl.int64)
@@ -65,7 +65,7 @@ def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.cons
         tl.store(out + at, tl.minimum(tl.maximum(moved, low), high), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _keyed(out, keys, size, NORMAL: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row program_id(0), block program_id(1): Philox with the row's key and the position as its counter."""
     row = tl.program_id(0).to(tl.int64)
@@ -80,7 +80,16 @@ def step_linf(adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, low: fl
     out, size = _like(adv)
     grid = (len(adv), triton.cdiv(size, BLOCK))
     _step_linf[grid](
-        out, adv.contiguous(), x.contiguous(), grad.contiguous(), _rows(step, adv), _rows(eps, adv), low, high, size, BLOCK=BLOCK
+        out,
+        adv.contiguous(),
+        x.contiguous(),
+        grad.contiguous(),
+        _rows(step, adv),
+        _rows(eps, adv),
+        low,
+        high,
+        size,
+        BLOCK=BLOCK,
     )
     return out
 
@@ -90,7 +99,17 @@ def step_l2(adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, low: floa
     out, size = _like(adv)
     tiny = float(torch.finfo(torch.float32).tiny)
     _step_l2[(len(adv),)](
-        out, adv.contiguous(), x.contiguous(), grad.contiguous(), _rows(step, adv), _rows(eps, adv), low, high, size, tiny, BLOCK=BLOCK
+        out,
+        adv.contiguous(),
+        x.contiguous(),
+        grad.contiguous(),
+        _rows(step, adv),
+        _rows(eps, adv),
+        low,
+        high,
+        size,
+        tiny,
+        BLOCK=BLOCK,
     )
     return out
 

@@ -22,9 +22,23 @@ PAIRS = 15
 def render(run: RunFiles) -> str:
     """The whole page."""
     r = run.results
-    return _environment().get_template("report.html.j2").render(
-        r=r, run=run.run, config=run.config_text, stamps=text.stamps(r), css=_css(), levels=text.grey_levels(r), curve=_curve(r),
-        strips=_strips(run), per_class=_per_class(r), confusion=_confusion(r), gallery=_gallery(run), states=text.STATES,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            r=r,
+            run=run.run,
+            config=run.config_text,
+            stamps=text.stamps(r),
+            css=_css(),
+            levels=text.grey_levels(r),
+            curve=_curve(r),
+            strips=_strips(run),
+            per_class=_per_class(r),
+            confusion=_confusion(r),
+            gallery=_gallery(run),
+            states=text.STATES,
+        )
     )
 
 
@@ -36,7 +50,11 @@ def fragment(results: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("robustkit.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("robustkit.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         percent=text.percent, between=text.between, number=text.number, duration=text.duration, memory=text.memory
@@ -54,7 +72,9 @@ def _css() -> Markup:
 def _curve(r: Mapping[str, Any]) -> Markup | None:
     if not r["curve"]:
         return None
-    svg = plots.curve(r["curve"]["points"], eps=r["threat"]["eps"], chance=r["curve"]["chance"], norm=r["threat"]["norm"])
+    svg = plots.curve(
+        r["curve"]["points"], eps=r["threat"]["eps"], chance=r["curve"]["chance"], norm=r["threat"]["norm"]
+    )
     return Markup(svg)  # made of numbers alone
 
 
@@ -64,7 +84,9 @@ def _strips(run: RunFiles) -> list[dict[str, str]]:
     broken = [run.broken_by(k) for k in range(len(run.results["attacks"]))]
     order = sorted(right, key=lambda i: (not right[i], sum(i in b for b in broken), [i in b for b in broken], i))
     rows = [("without attack", set()), *((a["label"], b) for a, b in zip(run.results["attacks"], broken, strict=True))]
-    return [{"label": label, "image": images.strip(_colours(order, right, lost))} for label, lost in rows] if order else []
+    return (
+        [{"label": label, "image": images.strip(_colours(order, right, lost))} for label, lost in rows] if order else []
+    )
 
 
 def _colours(order: list[int], right: dict[int, bool], lost: set[int]) -> Any:
@@ -89,7 +111,12 @@ def _confusion(r: Mapping[str, Any]) -> dict[str, Any]:
     counts = {(p["from"], p["to"]): p["count"] for p in pairs}
     largest = max(counts.values())
     rows = [
-        {"name": label[a], "cells": [{"count": counts.get((a, b), 0), "shade": round(counts.get((a, b), 0) / largest, 3)} for b in classes]}
+        {
+            "name": label[a],
+            "cells": [
+                {"count": counts.get((a, b), 0), "shade": round(counts.get((a, b), 0) / largest, 3)} for b in classes
+            ],
+        }
         for a in classes
     ]
     return {"matrix": {"columns": [label[c] for c in classes], "rows": rows}, "pairs": []}
@@ -105,8 +132,14 @@ def _gallery(run: RunFiles) -> list[dict[str, Any]]:
         if original is None or adversarial is None or not images.is_picture(original):
             continue
         difference, factor = images.perturbation(original, adversarial)
-        cards.append({
-            **entry, "original": images.picture(original, low, high), "changed": images.picture(adversarial, low, high),
-            "difference": difference, "factor": factor, "small": max(original.shape[1:]) <= 64,
-        })
+        cards.append(
+            {
+                **entry,
+                "original": images.picture(original, low, high),
+                "changed": images.picture(adversarial, low, high),
+                "difference": difference,
+                "factor": factor,
+                "small": max(original.shape[1:]) <= 64,
+            }
+        )
     return cards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ def picture(array: Array, low: float, high: float) -> str:
 
 
 def perturbation(original: Array, adversarial: Array) -> tuple[str, float]:
-    """The difference around mid-grey, scaled so that its largest value is just visible as white or black; and the scale."""
+    """The difference around mid-grey, scaled so that its largest value is white or black; and the scale."""
     delta = adversarial - original
     largest = float(np.abs(delta).max())
     factor = 0.5 / largest if largest > 0 else 1.0
@@ -46,7 +47,7 @@ def strip(colours: NDArray[np.uint8], width: int = 600) -> str:
     n = len(colours)
     if n > width:
         edges = np.linspace(0, n, width + 1).astype(int)
-        colours = np.stack([colours[a:b].mean(0) for a, b in zip(edges[:-1], edges[1:], strict=True)]).astype(np.uint8)
+        colours = np.stack([colours[a:b].mean(0) for a, b in pairwise(edges.tolist())]).astype(np.uint8)
     return data_uri(colours[None])
 
 

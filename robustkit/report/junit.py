@@ -22,15 +22,24 @@ def render(run: RunFiles) -> str:
     message as output. An incomplete run is an error.
     """
     r = run.results
-    suite = Element("testsuite", name=clean(f"robustkit {r['model']['name']} {r['threat']['text']}"),
-                    time=f"{r['times']['seconds']:.3f}", timestamp=clean(r["times"]["finished"]))
+    suite = Element(
+        "testsuite",
+        name=clean(f"robustkit {r['model']['name']} {r['threat']['text']}"),
+        time=f"{r['times']['seconds']:.3f}",
+        timestamp=clean(r["times"]["finished"]),
+    )
     _complete(suite, r)
     for gate in r["gates"]:
         _gate(suite, gate)
     for row in r["diagnostics"]:
-        _case(suite, "diagnostics", f"{row['id']} {row['title']}", row["status"],
-              f"{tables.found(row)} (value {number(row['value'])}, threshold {row['threshold'] or 'none'}; "
-              f"{tables.page(row['id'])})")
+        _case(
+            suite,
+            "diagnostics",
+            f"{row['id']} {row['title']}",
+            row["status"],
+            f"{tables.found(row)} (value {number(row['value'])}, threshold {row['threshold'] or 'none'}; "
+            f"{tables.page(row['id'])})",
+        )
     for kind, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(kind, str(len(list(suite.iter(tag)))))
     SubElement(suite, "system-out").text = clean(verdict(r))
@@ -59,8 +68,13 @@ def _complete(suite: Element, r: Mapping[str, Any]) -> None:
 
 def _gate(suite: Element, gate: Mapping[str, Any]) -> None:
     value = "not measured" if gate["value"] is None else f"{gate['value']:.6g}"
-    _case(suite, "gates", f"{gate['metric']} >= {gate['threshold']:g}", "PASS" if gate["passed"] else "FAIL",
-          f"{gate['metric']} is {value}, asked for at least {gate['threshold']:g}")
+    _case(
+        suite,
+        "gates",
+        f"{gate['metric']} >= {gate['threshold']:g}",
+        "PASS" if gate["passed"] else "FAIL",
+        f"{gate['metric']} is {value}, asked for at least {gate['threshold']:g}",
+    )
 
 
 def _case(suite: Element, group: str, name: str, status: str, text: str) -> None:

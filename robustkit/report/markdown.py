@@ -23,10 +23,18 @@ CLASSES = 10
 def render(run: RunFiles) -> str:
     """The report as GitHub-flavoured Markdown; nothing from a model, its data or a path is taken for markup."""
     results = run.results
-    parts = ["# Robustness report", f"**{escape(verdict(results))}**",
-             *(f"> **{kind.upper()}:** {escape(text)}" for kind, text in stamps(results)),
-             *_threat(results), *_attacks(results), *_classes(results), *_checks(results),
-             *_cost(results), *_again(run), *_coverage(results)]
+    parts = [
+        "# Robustness report",
+        f"**{escape(verdict(results))}**",
+        *(f"> **{kind.upper()}:** {escape(text)}" for kind, text in stamps(results)),
+        *_threat(results),
+        *_attacks(results),
+        *_classes(results),
+        *_checks(results),
+        *_cost(results),
+        *_again(run),
+        *_coverage(results),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,8 +51,12 @@ def append_job_summary(text: str) -> bool:
         with Path(target).open("a", encoding="utf-8") as stream:
             stream.write(text if text.endswith("\n") else text + "\n")
     except OSError as error:
-        raise UsageError("cannot write the job summary", got=error.strerror or str(error), where=f"{SUMMARY}={target}",
-                         fix=f"Unset {SUMMARY} outside of a GitHub job.") from None
+        raise UsageError(
+            "cannot write the job summary",
+            got=error.strerror or str(error),
+            where=f"{SUMMARY}={target}",
+            fix=f"Unset {SUMMARY} outside of a GitHub job.",
+        ) from None
     return True
 
 
@@ -93,14 +105,20 @@ def _threat(r: Mapping[str, Any]) -> Iterator[str]:
     aim = f"targeted ({r['threat']['targeted']})" if r["threat"]["targeted"] else "any wrong answer"
     low, high = r["model"]["bounds"]
     yield "## Threat"
-    yield table(("", ""), [
-        ["perturbation", f"{r['threat']['norm']} ball of radius {number(r['threat']['eps'])} ({r['threat']['text']})"],
-        ["inputs", f"in [{number(low)}, {number(high)}], of shape {r['model']['input_shape']}"],
-        ["aim", aim],
-        ["knowledge", ", ".join(dict.fromkeys(a["knowledge"] for a in r["attacks"])) or "none"],
-        ["model", f"{r['model']['name']}, {number(r['model']['parameters'])} parameters"],
-        ["data", f"{r['data']['name']}, {number(r['n'])} of {number(r['n_total'])} samples"],
-    ])
+    yield table(
+        ("", ""),
+        [
+            [
+                "perturbation",
+                f"{r['threat']['norm']} ball of radius {number(r['threat']['eps'])} ({r['threat']['text']})",
+            ],
+            ["inputs", f"in [{number(low)}, {number(high)}], of shape {r['model']['input_shape']}"],
+            ["aim", aim],
+            ["knowledge", ", ".join(dict.fromkeys(a["knowledge"] for a in r["attacks"])) or "none"],
+            ["model", f"{r['model']['name']}, {number(r['model']['parameters'])} parameters"],
+            ["data", f"{r['data']['name']}, {number(r['n'])} of {number(r['n_total'])} samples"],
+        ],
+    )
 
 
 def _attacks(r: Mapping[str, Any]) -> Iterator[str]:
@@ -123,28 +141,47 @@ def _classes(r: Mapping[str, Any]) -> Iterator[str]:
 
 def _checks(r: Mapping[str, Any]) -> Iterator[str]:
     yield "## Diagnostics"
-    yield _lines(("", "check", "found", "value", "threshold"), (
-        [d["status"], f"[{escape(d['id'])}]({tables.page(d['id'])}) {escape(d['title'])}", escape(tables.found(d)),
-         escape(number(d["value"])), escape(d["threshold"])] for d in r["diagnostics"]))
+    yield _lines(
+        ("", "check", "found", "value", "threshold"),
+        (
+            [
+                d["status"],
+                f"[{escape(d['id'])}]({tables.page(d['id'])}) {escape(d['title'])}",
+                escape(tables.found(d)),
+                escape(number(d["value"])),
+                escape(d["threshold"]),
+            ]
+            for d in r["diagnostics"]
+        ),
+    )
     if r["gates"]:
         yield "## Gates"
-        yield table(("", "metric", "value", "at least"), (
-            ["PASS" if g["passed"] else "FAIL", g["metric"], number(g["value"]), number(g["threshold"])]
-            for g in r["gates"]))
+        yield table(
+            ("", "metric", "value", "at least"),
+            (
+                ["PASS" if g["passed"] else "FAIL", g["metric"], number(g["value"]), number(g["threshold"])]
+                for g in r["gates"]
+            ),
+        )
 
 
 def _cost(r: Mapping[str, Any]) -> Iterator[str]:
     yield "## Cost"
     yield table(tables.COST_COLUMNS, tables.cost(r))
-    yield (f"{duration(r['times']['seconds'])} on {escape(r['model']['device'])}, "
-           f"peak memory {memory(r['times']['peak_memory_bytes'])}. Passes are counted in samples.")
+    yield (
+        f"{duration(r['times']['seconds'])} on {escape(r['model']['device'])}, "
+        f"peak memory {memory(r['times']['peak_memory_bytes'])}. Passes are counted in samples."
+    )
 
 
 def _again(run: RunFiles) -> Iterator[str]:
     yield "## How to reproduce"
     yield fence(shlex.join(run.run.get("command") or []))
-    facts = [["versions", ", ".join(f"{name} {version}" for name, version in (run.run.get("versions") or {}).items())],
-             ["model", run.results["model"]["sha256"]], ["data", run.results["data"]["sha256"]]]
+    facts = [
+        ["versions", ", ".join(f"{name} {version}" for name, version in (run.run.get("versions") or {}).items())],
+        ["model", run.results["model"]["sha256"]],
+        ["data", run.results["data"]["sha256"]],
+    ]
     git = run.run.get("git")
     if git:
         facts.append(["code", git["commit"] + (", with changes" if git["dirty"] else "")])
@@ -156,7 +193,9 @@ def _again(run: RunFiles) -> Iterator[str]:
 def _coverage(r: Mapping[str, Any]) -> Iterator[str]:
     yield "## What was assessed, and what was not"
     rows = [["assessed", a["what"], " ".join(a["atlas"]), " ".join(a["nist"])] for a in r["assessed"]]
-    rows += [["**not assessed**", f"{a['what']}: {a['why']}", " ".join(a["atlas"]), " ".join(a["nist"])]
-             for a in r["not_assessed"]]
+    rows += [
+        ["**not assessed**", f"{a['what']}: {a['why']}", " ".join(a["atlas"]), " ".join(a["nist"])]
+        for a in r["not_assessed"]
+    ]
     yield _lines(("", "what", "MITRE ATLAS", "NIST AI 100-2"), ([row[0], *map(escape, row[1:])] for row in rows))
     yield "Evidence and coverage: this report certifies nothing."

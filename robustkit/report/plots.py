@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 COLOURS = {"#010101": "currentColor", "#020202": "var(--robust)", "#030303": "var(--muted)", "#040404": "var(--broken)"}
 """Colours that matplotlib is given, and what stands in the page instead."""
 INK, ROBUST, MUTED, BROKEN = COLOURS
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "robustkit", "font.size": 10.5, "axes.linewidth": 0.8, "font.family": "sans-serif"}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robustkit",
+    "font.size": 10.5,
+    "axes.linewidth": 0.8,
+    "font.family": "sans-serif",
+}
 
 
 def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | None, norm: str) -> str:
@@ -22,10 +28,24 @@ def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | No
         figure = Figure(figsize=(8.6, 3.4))
         axes = figure.add_subplot()
         x = [p["eps"] for p in points]
-        axes.fill_between(x, [100 * p["interval"][0] for p in points], [100 * p["interval"][1] for p in points], color=ROBUST, alpha=0.14, lw=0)
+        axes.fill_between(
+            x,
+            [100 * p["interval"][0] for p in points],
+            [100 * p["interval"][1] for p in points],
+            color=ROBUST,
+            alpha=0.14,
+            lw=0,
+        )
         axes.plot(x, [100 * p["robust_accuracy"] for p in points], color=ROBUST, lw=2, marker="o", ms=4.5)
         axes.axvline(eps, color=BROKEN, lw=1.2, ls=(0, (4, 3)))
-        axes.text(eps, 103, f"  eps of this run: {eps:.4g}  ", color=BROKEN, fontsize=9.5, ha="left" if eps < 0.6 * max(x) else "right")
+        axes.text(
+            eps,
+            103,
+            f"  eps of this run: {eps:.4g}  ",
+            color=BROKEN,
+            fontsize=9.5,
+            ha="left" if eps < 0.6 * max(x) else "right",
+        )
         if chance is not None:
             axes.axhline(100 * chance, color=MUTED, lw=1, ls=(0, (1, 2)))
             axes.text(0, 100 * chance + 1.5, "chance", color=MUTED, fontsize=9.5)

@@ -41,8 +41,12 @@ def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summa
     """
     for name in formats:
         if name != "json" and name not in FORMATS:
-            raise UsageError("unknown report format", expected=", ".join([*FORMATS, "json"]), got=repr(name),
-                             fix=near(name, [*FORMATS, "json"]))
+            raise UsageError(
+                "unknown report format",
+                expected=", ".join([*FORMATS, "json"]),
+                got=repr(name),
+                fix=near(name, [*FORMATS, "json"]),
+            )
     run = RunFiles.open(run_dir)
     _check(run)
     written = {}
@@ -63,6 +67,10 @@ def _write(run: RunFiles, name: str) -> str:
 def _check(run: RunFiles) -> None:
     missing = [key for key in load_schema()["required"] if key not in run.results]
     if missing:
-        raise UsageError("the results are damaged", expected="the keys of the results schema",
-                         got=f"no {', '.join(missing)}", where=str(run.path / RESULTS),
-                         fix="Start the run again in another folder.")
+        raise UsageError(
+            "the results are damaged",
+            expected="the keys of the results schema",
+            got=f"no {', '.join(missing)}",
+            where=str(run.path / RESULTS),
+            fix="Start the run again in another folder.",
+        )

@@ -32,8 +32,16 @@ Feed = Callable[[Tensor], Tensor]
 
 
 def _row(status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "") -> Diagnostic:
-    return Diagnostic(id="D14", title="preprocessing fits", status=status, value=value, threshold=threshold, message=message,
-                      remedy=remedy, invalidates=True)
+    return Diagnostic(
+        id="D14",
+        title="preprocessing fits",
+        status=status,
+        value=value,
+        threshold=threshold,
+        message=message,
+        remedy=remedy,
+        invalidates=True,
+    )
 
 
 def audit_range(model: Model, x: Tensor, y: Tensor) -> Diagnostic | None:
@@ -44,16 +52,31 @@ def audit_range(model: Model, x: Tensor, y: Tensor) -> Diagnostic | None:
         return None
     seen = f"inputs run from {low:.4g} to {high:.4g}, the bounds are [{bounds.low:g}, {bounds.high:g}]"
     fitting = [(name, feed(x)) for name, feed in _inverses(model, x)]
-    fitting = [(name, z) for name, z in fitting if float(z.min()) >= bounds.low - 0.01 and float(z.max()) <= bounds.high + 0.01]
+    fitting = [
+        (name, z) for name, z in fitting if float(z.min()) >= bounds.low - 0.01 and float(z.max()) <= bounds.high + 0.01
+    ]
     scored = [(_accuracy(model, z.clamp(bounds.low, bounds.high), y), name) for name, z in fitting]
     if not scored:
-        return _row("FAIL", seen, value=max(abs(low), abs(high)), threshold=f"[{bounds.low:g}, {bounds.high:g}]",
-                    remedy="Give images in the bounds, and mean and std to wrap(); or set the bounds to the true range.")
+        return _row(
+            "FAIL",
+            seen,
+            value=max(abs(low), abs(high)),
+            threshold=f"[{bounds.low:g}, {bounds.high:g}]",
+            remedy="Give images in the bounds, and mean and std to wrap(); or set the bounds to the true range.",
+        )
     best, name = max(scored, key=lambda pair: pair[0] if pair[0] is not None else -1)
     given = _accuracy(model, x, y)
-    accuracy = "" if best is None or given is None else f"; clean accuracy is {given:.1%} as given and {best:.1%} after {name}"
-    return _row("FAIL", seen + accuracy, value=max(abs(low), abs(high)), threshold=f"[{bounds.low:g}, {bounds.high:g}]",
-                remedy=f"The data look {_looks(name)}: give images in [{bounds.low:g}, {bounds.high:g}] and let wrap(net, mean=..., std=...) normalise.")
+    accuracy = (
+        "" if best is None or given is None else f"; clean accuracy is {given:.1%} as given and {best:.1%} after {name}"
+    )
+    return _row(
+        "FAIL",
+        seen + accuracy,
+        value=max(abs(low), abs(high)),
+        threshold=f"[{bounds.low:g}, {bounds.high:g}]",
+        remedy=f"The data look {_looks(name)}: give images in [{bounds.low:g}, {bounds.high:g}], and let "
+        "wrap(net, mean=..., std=...) normalise.",
+    )
 
 
 def _inverses(model: Model, x: Tensor) -> Iterator[tuple[str, Feed]]:
@@ -85,13 +108,24 @@ def audit(model: Model, x: Tensor, y: Tensor, outputs: Tensor) -> Diagnostic:
     p = paired_p(lost, gained)
     value, threshold = better - given, f"no alternative better with p < {SURE:g}"
     if gained <= lost:
-        return _row("PASS", f"clean accuracy is {given:.1%}; none of {len(found)} other ways of feeding the network does better (best: {name}, "
-                    f"{better:.1%})", value=value, threshold=threshold)
+        return _row(
+            "PASS",
+            f"clean accuracy is {given:.1%}; none of {len(found)} other ways of feeding the network does better "
+            f"(best: {name}, {better:.1%})",
+            value=value,
+            threshold=threshold,
+        )
     low, high = clopper_pearson(int(right.sum()), len(y))
     seen = f"clean accuracy is {given:.1%} ({low:.1%} to {high:.1%}) as given and {better:.1%} with {name}"
     if p < SURE:
         return _row("FAIL", f"{seen} (p = {p:.1g})", value=value, threshold=threshold, remedy=_remedy(name))
-    return _row("WARN", f"{seen}; the difference may be chance (p = {p:.2g})", value=value, threshold=threshold, remedy=_remedy(name))
+    return _row(
+        "WARN",
+        f"{seen}; the difference may be chance (p = {p:.2g})",
+        value=value,
+        threshold=threshold,
+        remedy=_remedy(name),
+    )
 
 
 def _alternatives(model: Model, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor]]:

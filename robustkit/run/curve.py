@@ -1,8 +1,8 @@
 """Robust accuracy against eps, from one warm-started search a sample.
 
 At the eps of the run the run's own verdicts count. Below it, only samples that the run broke are attacked, in growing
-balls, beginning from their known adversarial input pulled in; above it, only those it did not break, beginning where the
-search in the smaller ball ended. A sample broken in one ball is broken in every larger one, so the curve never rises.
+balls, beginning from their known adversarial input pulled in; above it, only those it did not break, beginning where
+the search in the smaller ball ended. A sample broken in one ball is broken in every larger one: the curve never rises.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ class _Radii:
             start = self._try(radius, start)
 
     def rows(self) -> list[dict[str, Any]]:
-        return [{"id": i, "radius": r, "forwards": self.passes[i][0], "backwards": self.passes[i][1]} for i, r in self.radius.items()]
+        return [
+            {"id": i, "radius": r, "forwards": self.passes[i][0], "backwards": self.passes[i][1]}
+            for i, r in self.radius.items()
+        ]
 
     def _try(self, radius: float, start: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
         """Attack inside one ball; what still stands, with where its search ended."""
@@ -103,7 +107,14 @@ class _Radii:
         known = [p for p in start.values() if p is not None]
         begin = torch.stack(known) if len(known) == len(ids) else None
         found = self.attack.with_threat(self.plan.threat.at(radius))(
-            self.plan.model, x, y, target=self.plan.targets(index, y, least), ids=index, seed=self.plan.config.seed, start=begin)
+            self.plan.model,
+            x,
+            y,
+            target=self.plan.targets(index, y, least),
+            ids=index,
+            seed=self.plan.config.seed,
+            start=begin,
+        )
         standing: dict[int, Tensor | None] = {}
         for row, i in enumerate(ids):
             f, b = self.passes[i]
@@ -125,7 +136,9 @@ def _known(plan: Plan, run: RunDirectory, chunk: range, ids: list[int]) -> dict[
     return {i: found[i] for i in ids}
 
 
-def curve_points(plan: Plan, rows: list[dict[str, Any]], clean_correct: int, chance: float | None) -> dict[str, Any] | None:
+def curve_points(
+    plan: Plan, rows: list[dict[str, Any]], clean_correct: int, chance: float | None
+) -> dict[str, Any] | None:
     """The curve for the results: points down to chance (eight at least), and the area under them relative to eps."""
     if not rows and clean_correct:
         return None
@@ -140,5 +153,5 @@ def curve_points(plan: Plan, rows: list[dict[str, Any]], clean_correct: int, cha
         points.append({"eps": radius, "robust_accuracy": accuracy, "interval": list(clopper_pearson(standing, plan.n))})
         if len(points) >= 8 and radius >= plan.threat.eps and accuracy <= (chance or 0):
             break
-    area = sum((b["eps"] - a["eps"]) * (a["robust_accuracy"] + b["robust_accuracy"]) / 2 for a, b in zip(points, points[1:], strict=False))
+    area = sum((b["eps"] - a["eps"]) * (a["robust_accuracy"] + b["robust_accuracy"]) / 2 for a, b in pairwise(points))
     return {"attack": label_of(curve_attack(plan)), "chance": chance, "area": area, "points": points}

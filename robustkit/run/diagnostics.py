@@ -78,13 +78,23 @@ class Evidence:
         return torch.stack([none, *(s.to(self.x.device) for s in self.success.values())]).any(0)
 
     def run(
-        self, attack: Attack, threat: Threat | None = None, *, which: Tensor | None = None, model: Model | None = None, seed: int | None = None
+        self,
+        attack: Attack,
+        threat: Threat | None = None,
+        *,
+        which: Tensor | None = None,
+        model: Model | None = None,
+        seed: int | None = None,
     ) -> AttackResult:
         """Attack the probe, or some of it."""
         index = torch.arange(len(self.x)) if which is None else which.nonzero()[:, 0].cpu()
         target = None if self.target is None else self.target[index]
         return attack.with_threat(threat or self.threat)(
-            model or self.model, self.x[index], self.y[index], target=target, ids=self.ids[index],
+            model or self.model,
+            self.x[index],
+            self.y[index],
+            target=target,
+            ids=self.ids[index],
             seed=self.seed if seed is None else seed,
         )
 
@@ -114,18 +124,48 @@ def _probe_checks(e: Evidence) -> Iterator[Diagnostic]:
 
 
 def _row(
-    key: str, status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "", invalidates: bool = False
+    key: str,
+    status: Any,
+    message: str,
+    *,
+    value: float | None = None,
+    threshold: str = "",
+    remedy: str = "",
+    invalidates: bool = False,
 ) -> Diagnostic:
-    return Diagnostic(id=key, title=TITLES[key], status=status, value=value, threshold=threshold, message=message, remedy=remedy,
-                      invalidates=invalidates)
+    return Diagnostic(
+        id=key,
+        title=TITLES[key],
+        status=status,
+        value=value,
+        threshold=threshold,
+        message=message,
+        remedy=remedy,
+        invalidates=invalidates,
+    )
 
 
 def _graded(
-    key: str, value: float, warn: float, fail: float, message: str, threshold: str, remedy: str, *, invalidates: bool = False
+    key: str,
+    value: float,
+    warn: float,
+    fail: float,
+    message: str,
+    threshold: str,
+    remedy: str,
+    *,
+    invalidates: bool = False,
 ) -> Diagnostic:
     status = "FAIL" if value > fail else "WARN" if value > warn else "PASS"
-    return _row(key, status, message, value=value, threshold=threshold, remedy="" if status == "PASS" else remedy,
-                invalidates=invalidates)
+    return _row(
+        key,
+        status,
+        message,
+        value=value,
+        threshold=threshold,
+        remedy="" if status == "PASS" else remedy,
+        invalidates=invalidates,
+    )
 
 
 def _iterative(e: Evidence) -> Attack:
@@ -138,9 +178,15 @@ def _iterative(e: Evidence) -> Attack:
 
 
 def _silent(count: int) -> Diagnostic:
-    return _row("D3", "FAIL" if count else "PASS", f"{count} samples were called broken on the way but could not be returned",
-                value=float(count), threshold="0", invalidates=bool(count),
-                remedy="Please report this: the attack loses what it finds." if count else "")
+    return _row(
+        "D3",
+        "FAIL" if count else "PASS",
+        f"{count} samples were called broken on the way but could not be returned",
+        value=float(count),
+        threshold="0",
+        invalidates=bool(count),
+        remedy="Please report this: the attack loses what it finds." if count else "",
+    )
 
 
 def _converged(e: Evidence, attack: Attack, base: AttackResult, standing: Tensor) -> Diagnostic:
@@ -152,10 +198,19 @@ def _converged(e: Evidence, attack: Attack, base: AttackResult, standing: Tensor
     gain = float(longer.success.sum()) / len(standing)
     before = base.loss[standing]
     rise = float(((longer.loss - before) / before.abs().clamp_min(1e-6)).median())
-    message = f"{2 * steps} steps instead of {steps} break {gain:.1%} more of the probe and move the loss of the rest by {rise:+.0%}"
+    message = (
+        f"{2 * steps} steps instead of {steps} break {gain:.1%} more of the probe and move the loss of the rest by "
+        f"{rise:+.0%}"
+    )
     status = "FAIL" if gain > 5 * POINT else "WARN" if gain > POINT or rise > MOVING else "PASS"
-    return _row("D4", status, message, value=gain, threshold=f"<= {POINT:.0%} more broken, loss moved by <= {MOVING:.0%}",
-                remedy="" if status == "PASS" else f"Use more steps: steps={2 * steps}.")
+    return _row(
+        "D4",
+        status,
+        message,
+        value=gain,
+        threshold=f"<= {POINT:.0%} more broken, loss moved by <= {MOVING:.0%}",
+        remedy="" if status == "PASS" else f"Use more steps: steps={2 * steps}.",
+    )
 
 
 def _transfer(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
@@ -167,17 +222,33 @@ def _transfer(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
     with e.model.frozen(e.seed), torch.no_grad():
         fooled = objective.reached(e.model(found.adversarial)) & standing
     share = float(fooled.double().mean())
-    message = f"inputs made for {e.surrogate.name} break {int(fooled.sum())} of the samples that no attack on the model itself broke"
-    return _graded("D5", share, 0.0, 2 * POINT, message, "0", "Gradients of the model mislead: look at D1 and D2, try loss=margin and more restarts.")
+    message = f"inputs made for {e.surrogate.name} break {int(fooled.sum())} samples that attacks on the model did not"
+    return _graded(
+        "D5",
+        share,
+        0.0,
+        2 * POINT,
+        message,
+        "0",
+        "Gradients of the model mislead: look at D1 and D2, try loss=margin and more restarts.",
+    )
 
 
 def _unbounded(e: Evidence, attack: Attack) -> Diagnostic:
     """D6: with the whole input free, accuracy must fall to what guessing reaches."""
     everything = e.threat.everything(e.x, e.model.bounds)
     left = float((~e.run(attack, e.threat.at(everything)).success).double().mean())
-    return _graded("D6", left, e.chance, e.chance, f"with eps = {everything:g}, which allows any input, {left:.1%} of the probe still stand",
-                   f"<= chance ({e.chance:.1%})", "Gradients are broken or too few steps are taken: the robust accuracy means nothing. "
-                   "Look at D1 and D12, try loss=margin, restarts, more steps.", invalidates=True)
+    return _graded(
+        "D6",
+        left,
+        e.chance,
+        e.chance,
+        f"with eps = {everything:g}, which allows any input, {left:.1%} of the probe still stand",
+        f"<= chance ({e.chance:.1%})",
+        "Gradients are broken or too few steps are taken: the robust accuracy means nothing. "
+        "Look at D1 and D12, try loss=margin, restarts, more steps.",
+        invalidates=True,
+    )
 
 
 def _monotone(e: Evidence, attack: Attack, base: AttackResult) -> Diagnostic:
@@ -189,8 +260,15 @@ def _monotone(e: Evidence, attack: Attack, base: AttackResult) -> Diagnostic:
     rise = max(left[1] - left[0], left[2] - left[1], 0.0)
     message = f"at eps/2, eps and 2 eps {left[0]:.1%}, {left[1]:.1%} and {left[2]:.1%} of the probe stand"
     one = 1 / len(base.success) + 1e-9
-    return _graded("D7", rise, one, max(one, 2 * POINT), message, "no rise by more than one sample",
-                   "A larger ball holds the smaller one: use more steps, restarts, or another loss.")
+    return _graded(
+        "D7",
+        rise,
+        one,
+        max(one, 2 * POINT),
+        message,
+        "no rise by more than one sample",
+        "A larger ball holds the smaller one: use more steps, restarts, or another loss.",
+    )
 
 
 def _single_step(e: Evidence, standing: Tensor) -> Diagnostic:
@@ -199,8 +277,15 @@ def _single_step(e: Evidence, standing: Tensor) -> Diagnostic:
         return _row("D8", "PASS", "nothing is left standing on the probe", value=0.0, threshold="0")
     found = e.run(ATTACKS.get("fgsm").build({}), which=standing).success
     share = float(found.sum()) / len(standing)
-    return _graded("D8", share, 0.0, 2 * POINT, f"a single step breaks {int(found.sum())} samples of the probe that many steps did not",
-                   "0", "Steps are too long or too few, or gradients mislead: vary step_size, add restarts.")
+    return _graded(
+        "D8",
+        share,
+        0.0,
+        2 * POINT,
+        f"a single step breaks {int(found.sum())} samples of the probe that many steps did not",
+        "0",
+        "Steps are too long or too few, or gradients mislead: vary step_size, add restarts.",
+    )
 
 
 def _noise(e: Evidence, standing: Tensor) -> Diagnostic:
@@ -216,9 +301,16 @@ def _noise(e: Evidence, standing: Tensor) -> Diagnostic:
         for k in range(count):
             fooled |= objective.reached(e.model(e.threat.start(e.x[index], e.model.bounds, draws.again(k))))
     share = float(fooled.sum()) / len(standing)
-    return _graded("D10", share, 0.0, 2 * POINT, f"{count} random points of the ball break {int(fooled.sum())} samples of the probe "
-                   "that gradients did not", "0", "Gradients are masked: the robust accuracy is too high. Attack by queries, or adapt the attack.",
-                   invalidates=True)
+    return _graded(
+        "D10",
+        share,
+        0.0,
+        2 * POINT,
+        f"{count} random points of the ball break {int(fooled.sum())} samples of the probe that gradients did not",
+        "0",
+        "Gradients are masked: the robust accuracy is too high. Attack by queries, or adapt the attack.",
+        invalidates=True,
+    )
 
 
 def _restarts(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
@@ -227,8 +319,15 @@ def _restarts(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
         return _row("D11", "PASS", "nothing is left standing on the probe", value=0.0, threshold=f"<= {POINT:.0%}")
     fresh = replace(attack, restarts=4, random_start=True)  # type: ignore[call-arg]
     gain = float(e.run(fresh, which=standing, seed=e.seed + 1).success.sum()) / len(standing)
-    return _graded("D11", gain, POINT, 5 * POINT, f"4 more restarts break {gain:.1%} more of the probe", f"<= {POINT:.0%} more broken",
-                   "Use more restarts: restarts=5.")
+    return _graded(
+        "D11",
+        gain,
+        POINT,
+        5 * POINT,
+        f"4 more restarts break {gain:.1%} more of the probe",
+        f"<= {POINT:.0%} more broken",
+        "Use more restarts: restarts=5.",
+    )
 
 
 def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagnostic:
@@ -243,7 +342,9 @@ def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagn
         low, high = adversarial.flatten(1).amin(1), adversarial.flatten(1).amax(1)
         outside += int((far | (low < model.bounds.low - ROOM) | (high > model.bounds.high + ROOM)).sum())
         with model.frozen(), torch.no_grad():
-            alone = torch.cat([objective.take(slice(i, i + 1)).reached(model(adversarial[i : i + 1])) for i in range(min(len(x), 8))])
+            alone = torch.cat(
+                [objective.take(slice(i, i + 1)).reached(model(adversarial[i : i + 1])) for i in range(min(len(x), 8))]
+            )
             together = objective.reached(model(adversarial))
             survive += int(objective.reached(model(_rounded(adversarial, model))).sum())
         failed += int((~together).sum()) + int((together[: len(alone)] & ~alone).sum())
@@ -254,20 +355,36 @@ def _verified(total: int, outside: int, failed: int, survive: int) -> Diagnostic
     if total == 0:
         return _row("D17", "NOT RUN", "no adversarial input is stored: nothing was broken")
     if outside or failed:
-        return _row("D17", "FAIL", f"of {total} stored inputs {outside} lie outside ball or bounds and {failed} do not fool the network",
-                    value=float(outside + failed), threshold="0", remedy="The run or the network has changed: evaluate again.", invalidates=True)
+        return _row(
+            "D17",
+            "FAIL",
+            f"of {total} stored inputs {outside} lie outside ball or bounds and {failed} do not fool the network",
+            value=float(outside + failed),
+            threshold="0",
+            remedy="The run or the network has changed: evaluate again.",
+            invalidates=True,
+        )
     share = survive / total
-    text = f"all {total} stored inputs lie in ball and bounds and fool the network; {share:.0%} still do after rounding to 8 bits"
+    text = (
+        f"all {total} stored inputs lie in ball and bounds and fool the network; "
+        f"{share:.0%} still do after rounding to 8 bits"
+    )
     if share < SURVIVES:
-        return _row("D17", "WARN", text, value=share, threshold=f">= {SURVIVES:.0%} after rounding",
-                    remedy="Saved as 8-bit pictures these examples lose their effect; keep the safetensors.")
+        return _row(
+            "D17",
+            "WARN",
+            text,
+            value=share,
+            threshold=f">= {SURVIVES:.0%} after rounding",
+            remedy="Saved as 8-bit pictures these examples lose their effect; keep the safetensors.",
+        )
     return _row("D17", "PASS", text, value=share, threshold=f">= {SURVIVES:.0%} after rounding")
 
 
 def _terms(threat: Threat, x: Tensor) -> float:
     """How rounding of single pixels adds up in this norm."""
     d = x[0].numel()
-    return {"linf": 1.0, "l2": d**0.5, "l1": float(d)}[threat.norm]
+    return {"linf": 1.0, "l2": float(d**0.5), "l1": float(d)}[threat.norm]
 
 
 def _rounded(x: Tensor, model: Model) -> Tensor:

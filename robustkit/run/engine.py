@@ -47,9 +47,11 @@ def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
             progress.note(f"{row.id} {row.title}: {row.message}")
     fatal = [row for row in rows if row.fatal]
     if fatal and not plan.config.force:
-        raise Refused("; ".join(f"{row.id} {row.title}: {row.message.rstrip('.')}" for row in fatal),
-                      fix=" ".join(dict.fromkeys(row.remedy for row in fatal if row.remedy))
-                      + " (--force goes on and stamps the report.)")
+        raise Refused(
+            "; ".join(f"{row.id} {row.title}: {row.message.rstrip('.')}" for row in fatal),
+            fix=" ".join(dict.fromkeys(row.remedy for row in fatal if row.remedy))
+            + " (--force goes on and stamps the report.)",
+        )
     return found
 
 
@@ -130,9 +132,14 @@ def _times(run: RunDirectory, began: float) -> dict[str, Any]:
         if event["event"] == "chunk":
             stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
     finished = time.time()
-    return {"started": (run.read_json("run.json") or {}).get("created"), "finished": _iso(finished),
-            "seconds": sum(stages.values()), "last_session_seconds": finished - began, "stages": stages,
-            "peak_memory_bytes": _peak_memory()}
+    return {
+        "started": (run.read_json("run.json") or {}).get("created"),
+        "finished": _iso(finished),
+        "seconds": sum(stages.values()),
+        "last_session_seconds": finished - began,
+        "stages": stages,
+        "peak_memory_bytes": _peak_memory(),
+    }
 
 
 def _iso(seconds: float) -> str:
@@ -153,4 +160,3 @@ def _peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-

@@ -1,4 +1,4 @@
-"""``robustkit evaluate`` and ``robustkit.evaluate``: one journey from a model and data to a number with its evidence."""
+"""``robustkit evaluate`` and ``robustkit.evaluate``: from a model and data to a number with its evidence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from robustkit.core.attack import Attack
 from robustkit.core.errors import UsageError
+from robustkit.core.files import read_json
 from robustkit.core.model import Model, wrap
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data, open_data
@@ -19,7 +20,6 @@ from robustkit.run.config import EvaluateConfig, config_warnings, validated
 from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
-from robustkit.core.files import read_json
 from robustkit.run.plan import Plan, build_attacks, label_of
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.result import Result
@@ -29,10 +29,21 @@ FORMATS = ("html", "md", "junit")
 
 
 def evaluate(
-    model: Model | nn.Module | Callable[..., Any], data: Any, *, attacks: Sequence[Attack | str], threat: Threat | str,
-    limit: int | None = None, seed: int = 0, batch_size: int | Literal["auto"] = "auto", out: str | Path | None = None,
-    targeted: Literal["random", "least-likely", "next"] | None = None, curve: bool = False, force: bool = False,
-    fail_under: Iterable[str] = (), max_minutes: float | None = None, surrogate: Model | None = None,
+    model: Model | nn.Module | Callable[..., Any],
+    data: Any,
+    *,
+    attacks: Sequence[Attack | str],
+    threat: Threat | str,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | Literal["auto"] = "auto",
+    out: str | Path | None = None,
+    targeted: Literal["random", "least-likely", "next"] | None = None,
+    curve: bool = False,
+    force: bool = False,
+    fail_under: Iterable[str] = (),
+    max_minutes: float | None = None,
+    surrogate: Model | None = None,
     progress: Literal["none", "plain", "rich"] = "none",
 ) -> Result:
     """Evaluate a model's robustness: preflight, attacks, the per-sample worst case with its interval, diagnostics.
@@ -61,13 +72,29 @@ def evaluate(
     wrapped = wrap(model)
     where = threat_from(threat) if isinstance(threat, str) else threat
     if not isinstance(where.eps, float | int):
-        raise UsageError("an evaluation has one eps", expected="a float", got="a tensor", where="threat",
-                         fix="Per-sample radii are for calling an attack yourself.")
+        raise UsageError(
+            "an evaluation has one eps",
+            expected="a float",
+            got="a tensor",
+            where="threat",
+            fix="Per-sample radii are for calling an attack yourself.",
+        )
     built = build_attacks(attacks, where)
     options = {
-        "model": f"python:{wrapped.name}", "data": "python:data", "attacks": [label_of(a) for a in built], "threat": _text(where),
-        "limit": limit, "seed": seed, "batch_size": batch_size, "targeted": targeted, "curve": curve, "force": force,
-        "fail_under": list(fail_under), "max_minutes": max_minutes, "progress": progress, "eot": wrapped.eot,
+        "model": f"python:{wrapped.name}",
+        "data": "python:data",
+        "attacks": [label_of(a) for a in built],
+        "threat": _text(where),
+        "limit": limit,
+        "seed": seed,
+        "batch_size": batch_size,
+        "targeted": targeted,
+        "curve": curve,
+        "force": force,
+        "fail_under": list(fail_under),
+        "max_minutes": max_minutes,
+        "progress": progress,
+        "eot": wrapped.eot,
         "surrogate": surrogate and f"python:{surrogate.name}",
     }
     config = validated(options, "evaluate")
@@ -99,8 +126,16 @@ def plan_from(config: EvaluateConfig) -> Plan:
     """Load the model, the data and the attacks that a configuration names."""
     threat = threat_from(config.threat_spec)
     attacks = build_attacks(config.attacks, threat)
-    model = load(config.model, weights=config.weights, mean=config.mean, std=config.std, bounds=config.bounds, task=config.task,
-                 device=config.device, eot=config.eot)
+    model = load(
+        config.model,
+        weights=config.weights,
+        mean=config.mean,
+        std=config.std,
+        bounds=config.bounds,
+        task=config.task,
+        device=config.device,
+        eot=config.eot,
+    )
     data = open_data(config.data, preprocessing=model.preprocessing, limit=config.limit)
     surrogate = load(config.surrogate, device=config.device) if config.surrogate else None
     return Plan(model, data, attacks, threat, config, surrogate)
@@ -118,7 +153,7 @@ def _journey(plan: Plan, folder: Path, command: list[str], progress: Progress, *
         if reports:
             from robustkit.report.write import write
 
-            write(directory.path, FORMATS)
+            write(directory.path, FORMATS, summary=True)
         directory.write_manifest()
     return results
 

@@ -1,4 +1,4 @@
-"""What the diagnostics after the attacks look at: a probe of the samples, and adversarial inputs read back from disk."""
+"""What the diagnostics after the attacks look at: a probe of the samples, and the adversarial inputs on disk."""
 
 from __future__ import annotations
 
@@ -27,12 +27,24 @@ def gather(plan: Plan, run: RunDirectory) -> Evidence:
     x, y = x[: len(ids)], y[: len(ids)]
     index = torch.tensor(ids, dtype=torch.long)
     least = torch.tensor([clean[i].get("least", -1) for i in ids], device=y.device, dtype=torch.long)
-    success = {label: torch.tensor([found[i]["success"] for i in ids], dtype=torch.bool) for label, found in rows.items()}
+    success = {
+        label: torch.tensor([found[i]["success"] for i in ids], dtype=torch.bool) for label, found in rows.items()
+    }
     classes = plan.model.output_shape(plan.inputs([0])[0])[0]
     return Evidence(
-        model=plan.model, x=x, y=y, ids=index, target=plan.targets(index, y, least), attacks=plan.attacks, success=success,
+        model=plan.model,
+        x=x,
+        y=y,
+        ids=index,
+        target=plan.targets(index, y, least),
+        attacks=plan.attacks,
+        success=success,
         silent=sum(bool(row["silent"]) for found in rows.values() for row in found.values()),
-        stored=lambda: stored(plan, run, clean), threat=plan.threat, seed=plan.config.seed, chance=1 / classes, surrogate=plan.surrogate,
+        stored=lambda: stored(plan, run, clean),
+        threat=plan.threat,
+        seed=plan.config.seed,
+        chance=1 / classes,
+        surrogate=plan.surrogate,
     )
 
 

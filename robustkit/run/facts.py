@@ -26,12 +26,19 @@ def model_facts(plan: Plan) -> dict[str, Any]:
     shape = model.output_shape(x)
     names = model.class_names or plan.data.classes
     return {
-        "name": model.name, "task": model.task.name, "parameters": sum(p.numel() for p in model.net.parameters()),
+        "name": model.name,
+        "task": model.task.name,
+        "parameters": sum(p.numel() for p in model.net.parameters()),
         "outputs": shape[0] if isinstance(model.task, Classification) else list(shape),
-        "class_names": list(names) if names else None, "mean": list(model.mean) if model.mean else None,
-        "std": list(model.std) if model.std else None, "bounds": [model.bounds.low, model.bounds.high],
-        "sha256": state_hash(model), "input_shape": list(x.shape[1:]), "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device), "eot": model.eot,
+        "class_names": list(names) if names else None,
+        "mean": list(model.mean) if model.mean else None,
+        "std": list(model.std) if model.std else None,
+        "bounds": [model.bounds.low, model.bounds.high],
+        "sha256": state_hash(model),
+        "input_shape": list(x.shape[1:]),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "eot": model.eot,
     }
 
 
@@ -44,9 +51,14 @@ def state_hash(model: Model) -> str:
 def header(plan: Plan, command: list[str]) -> dict[str, Any]:
     """What ``run.json`` holds besides the configuration."""
     return {
-        "command": command, "versions": versions(), "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(plan.model.device) if plan.model.device.type == "cuda" else platform.processor() or "cpu",
-        "git": git_state(), "model": {"name": plan.model.name, "sha256": state_hash(plan.model)},
+        "command": command,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(plan.model.device)
+        if plan.model.device.type == "cuda"
+        else platform.processor() or "cpu",
+        "git": git_state(),
+        "model": {"name": plan.model.name, "sha256": state_hash(plan.model)},
         "data": {"name": plan.data.name, "sha256": plan.data.fingerprint()},
     }
 
@@ -64,8 +76,11 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any] | None:
     """Commit of the current folder and whether it has changes; None outside a repository."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True, cwd=Path.cwd()).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=5, check=True, cwd=Path.cwd()
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

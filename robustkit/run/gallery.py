@@ -26,8 +26,16 @@ def gallery(plan: Plan, run: RunDirectory) -> None:
         adversarial = stored["adversarial"][stored["ids"].tolist().index(i)].to(plan.model.device)
         x = plan.inputs([i])[0][0]
         tensors[f"original/{i}"], tensors[f"adversarial/{i}"] = x.float(), adversarial.float()
-        entries.append({"id": i, "label": label, "label_name": class_name(plan, label), "attack": plan.labels[k],
-                        **_distances(adversarial - x), **_tops(plan, x, adversarial)})
+        entries.append(
+            {
+                "id": i,
+                "label": label,
+                "label_name": class_name(plan, label),
+                "attack": plan.labels[k],
+                **_distances(adversarial - x),
+                **_tops(plan, x, adversarial),
+            }
+        )
     run.write_tensors("gallery.safetensors", tensors)
     run.write_json("gallery.json", entries)
 
@@ -58,10 +66,12 @@ def _tops(plan: Plan, x: Tensor, adversarial: Tensor) -> dict[str, list[dict[str
         p = plan.model(torch.stack([x, adversarial])).double().softmax(1)
     top = p.topk(min(3, p.shape[1]), dim=1)
     return {
-        key: [{"class": c, "name": class_name(plan, c), "p": v} for c, v in zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)]
+        key: [
+            {"class": c, "name": class_name(plan, c), "p": v}
+            for c, v in zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+        ]
         for row, key in enumerate(("clean_top", "adversarial_top"))
     }
-
 
 
 def class_name(plan: Plan, label: int) -> str:

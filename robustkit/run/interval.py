@@ -19,7 +19,10 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def paired_p(only_a: int, only_b: int) -> float:
-    """Two-sided p of the exact McNemar (sign) test: ``only_a`` samples are right in one way alone, ``only_b`` in the other.
+    """Two-sided p of the exact McNemar (sign) test of two paired shares.
+
+    Args:
+        only_a, only_b: samples that are right in one way alone, and in the other alone.
 
     >>> paired_p(0, 10) < 0.01 < paired_p(4, 6)
     True

@@ -19,8 +19,16 @@ SURE = 0.01
 
 
 def _row(status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "") -> Diagnostic:
-    return Diagnostic(id="D16", title="labels fit", status=status, value=value, threshold=threshold, message=message, remedy=remedy,
-                      invalidates=True)
+    return Diagnostic(
+        id="D16",
+        title="labels fit",
+        status=status,
+        value=value,
+        threshold=threshold,
+        message=message,
+        remedy=remedy,
+        invalidates=True,
+    )
 
 
 def label_range(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic | None:
@@ -28,18 +36,33 @@ def label_range(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic | None:
     if not isinstance(model.task, Classification):
         return None
     if y.is_floating_point() or y.ndim != 1:
-        return _row("FAIL", f"labels are {y.dtype} of shape (N{''.join(f', {s}' for s in y.shape[1:])})", threshold="integers of shape (N,)",
-                    remedy="Give class indices: y.long(), or y.argmax(1) for one-hot labels.")
+        return _row(
+            "FAIL",
+            f"labels are {y.dtype} of shape (N{''.join(f', {s}' for s in y.shape[1:])})",
+            threshold="integers of shape (N,)",
+            remedy="Give class indices: y.long(), or y.argmax(1) for one-hot labels.",
+        )
     if outputs.ndim != 2 or outputs.shape[1] < 2:
-        return _row("FAIL", f"outputs have shape {tuple(outputs.shape)}, not that of logits", threshold="(N, C), C >= 2",
-                    remedy='Wrap dense models with task="segmentation"; a single logit z as torch.stack([-z, z], 1).')
+        return _row(
+            "FAIL",
+            f"outputs have shape {tuple(outputs.shape)}, not that of logits",
+            threshold="(N, C), C >= 2",
+            remedy='Wrap dense models with task="segmentation"; a single logit z as torch.stack([-z, z], 1).',
+        )
     classes, low, high = outputs.shape[1], int(y.min()), int(y.max())
-    if 0 <= low and high < classes:
+    if low >= 0 and high < classes:
         return None
     offset = _best_offset(outputs.argmax(1), y, range(-high, classes - low) if high - low < classes else range(0))
-    fix = f"Labels fit with {_shift(offset)}: use that." if offset is not None else "Check the class map of the data set."
-    return _row("FAIL", f"labels run from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})", value=high,
-                threshold=f"0 to {classes - 1}", remedy=fix)
+    fix = (
+        f"Labels fit with {_shift(offset)}: use that." if offset is not None else "Check the class map of the data set."
+    )
+    return _row(
+        "FAIL",
+        f"labels run from {low} to {high}, the network has {classes} outputs (0 to {classes - 1})",
+        value=high,
+        threshold=f"0 to {classes - 1}",
+        remedy=fix,
+    )
 
 
 def _best_offset(predicted: Tensor, y: Tensor, offsets: range) -> int | None:
@@ -65,15 +88,30 @@ def audit_labels(model: Model, outputs: Tensor, y: Tensor) -> Diagnostic:
         share, renamed = float(shifted.double().mean()), _renamed(predicted, y, classes)
         explains = renamed is None or share > renamed - 0.1
         if gained > lost and paired_p(lost, gained) < SURE and explains:
-            return _row("FAIL", f"labels are offset: {seen}, with {_shift(k)} it is {share:.1%}", value=accuracy,
-                        threshold="above any offset", remedy=f"Use {_shift(k)}, or a class map without (or with) a background class.")
+            return _row(
+                "FAIL",
+                f"labels are offset: {seen}, with {_shift(k)} it is {share:.1%}",
+                value=accuracy,
+                threshold="above any offset",
+                remedy=f"Use {_shift(k)}, or a class map without (or with) a background class.",
+            )
     if low <= chance and high < (1 + chance) / 2:
         renamed = _renamed(predicted, y, classes)
         if renamed is not None:
-            return _row("FAIL", f"classes are in another order: {seen}, under the best renaming {renamed:.1%}", value=accuracy,
-                        threshold=f"above chance ({chance:.1%})", remedy="Use the class map that the network was trained with.")
-        return _row("FAIL", f"{seen}: no better than guessing ({chance:.1%})", value=accuracy, threshold=f"above chance ({chance:.1%})",
-                    remedy="Check weights, preprocessing and the class map: robustness of a guess means nothing.")
+            return _row(
+                "FAIL",
+                f"classes are in another order: {seen}, under the best renaming {renamed:.1%}",
+                value=accuracy,
+                threshold=f"above chance ({chance:.1%})",
+                remedy="Use the class map that the network was trained with.",
+            )
+        return _row(
+            "FAIL",
+            f"{seen}: no better than guessing ({chance:.1%})",
+            value=accuracy,
+            threshold=f"above chance ({chance:.1%})",
+            remedy="Check weights, preprocessing and the class map: robustness of a guess means nothing.",
+        )
     return _row("PASS", seen, value=accuracy, threshold=f"above chance ({chance:.1%})")
 
 
@@ -82,7 +120,7 @@ def _shift(k: int) -> str:
 
 
 def _renamed(predicted: Tensor, y: Tensor, classes: int) -> float | None:
-    """Accuracy under the best renaming of classes, fitted on one half of the probe and counted on the other; None at chance."""
+    """Accuracy under the best renaming of classes, fitted on half of the probe, counted on the rest; None at chance."""
     half = torch.arange(len(y), device=y.device) % 2 == 0
     rights, total = 0, 0
     for fit, test in ((half, ~half), (~half, half)):

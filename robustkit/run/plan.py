@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustkit.core.attack import ATTACKS, Attack
 from robustkit.core.errors import UsageError
+from robustkit.core.files import slug
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
 from robustkit.core.registry import options_of
@@ -19,7 +20,6 @@ from robustkit.core.specs import MethodSpec
 from robustkit.core.threat import Threat
 from robustkit.data import Data
 from robustkit.run.config import EvaluateConfig
-from robustkit.core.files import slug
 
 PROBE, PROBE_LARGE = 128, 64
 """Samples on which the preflight looks at the data; fewer where one has more than 100,000 values."""
@@ -40,8 +40,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.model.device.type == "meta":
-            raise UsageError("the model has no weights", expected="weights on the CPU or an accelerator", got="the meta device",
-                             where=self.model.name, fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.")
+            raise UsageError(
+                "the model has no weights",
+                expected="weights on the CPU or an accelerator",
+                got="the meta device",
+                where=self.model.name,
+                fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.",
+            )
         twice = {label for label in self.labels if self.labels.count(label) > 1}
         if not self.attacks or twice:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
@@ -68,7 +73,7 @@ class Plan:
         if self.config.batch_size != "auto":
             return int(self.config.batch_size)
         values = max(1, self.inputs([0])[0][0].numel())
-        return max(1, min(512, 2 ** int(math.log2(max(1, AUTO_VALUES / values)))))
+        return max(1, min(512, 1 << int(math.log2(max(1, AUTO_VALUES / values)))))
 
     def chunks(self) -> list[range]:
         """The samples, in fixed runs."""
@@ -123,7 +128,12 @@ def _build(item: str | Attack) -> Attack:
     if isinstance(item, Attack):
         return item
     if not isinstance(item, str):
-        raise UsageError("this is not an attack", expected="rk.PGD(...) or text such as pgd:steps=20", got=repr(item), where="attacks")
+        raise UsageError(
+            "this is not an attack",
+            expected="rk.PGD(...) or text such as pgd:steps=20",
+            got=repr(item),
+            where="attacks",
+        )
     spec = MethodSpec.parse(item)
     built: Attack = ATTACKS.get(spec.name).build(spec.options)
     return built
@@ -131,6 +141,11 @@ def _build(item: str | Attack) -> Attack:
 
 def _inside(attack: Attack, threat: Threat) -> Attack:
     if attack.threat is not None and attack.threat != threat:
-        raise UsageError("an attack has another threat than the evaluation", expected=threat.text, got=attack.threat.text,
-                         where=label_of(attack), fix="Leave the threat out of the attack.")
+        raise UsageError(
+            "an attack has another threat than the evaluation",
+            expected=threat.text,
+            got=attack.threat.text,
+            where=label_of(attack),
+            fix="Leave the threat out of the attack.",
+        )
     return attack.with_threat(threat)

@@ -43,10 +43,19 @@ GRADIENT_VALUES = 8 * 3 * 224 * 224
 """Input values whose gradients are looked at: 8 photos, or 32 small images at the most."""
 
 
-def row(key: str, status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "") -> Diagnostic:
+def row(
+    key: str, status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = ""
+) -> Diagnostic:
     """A finding of the preflight; its failures are fatal."""
     return Diagnostic(
-        id=key, title=TITLES[key], status=status, value=value, threshold=threshold, message=message, remedy=remedy, invalidates=True
+        id=key,
+        title=TITLES[key],
+        status=status,
+        value=value,
+        threshold=threshold,
+        message=message,
+        remedy=remedy,
+        invalidates=True,
     )
 
 
@@ -91,8 +100,12 @@ def preflight(model: Model, x: Tensor, y: Tensor, *, threat: Threat, seed: int) 
             try:
                 outputs = model(x)
             except (RobustkitError, RuntimeError, ValueError, TypeError, IndexError) as error:
-                wrong = row("D14", "FAIL", f"the network does not run on these inputs: {str(error).strip().splitlines()[0]}",
-                            remedy="Check the shape, the layout (channels first) and the dtype of the inputs.")
+                wrong = row(
+                    "D14",
+                    "FAIL",
+                    f"the network does not run on these inputs: {str(error).strip().splitlines()[0]}",
+                    remedy="Check the shape, the layout (channels first) and the dtype of the inputs.",
+                )
     if wrong is not None:
         return _ordered([wrong, modes])
     probe = Probe(model, x, y, outputs, threat, seed)
@@ -125,8 +138,14 @@ def _unusable(x: Tensor) -> Diagnostic | None:
         return row("D14", "FAIL", f"inputs are {x.dtype}", remedy="Give floating-point images: x.float() / 255.")
     bad = int((~x.isfinite().flatten(1).all(1)).sum())
     if bad:
-        return row("D14", "FAIL", f"{bad} of {len(x)} samples hold NaN or infinity", value=bad / len(x), threshold="0",
-                   remedy="Remove or repair these samples.")
+        return row(
+            "D14",
+            "FAIL",
+            f"{bad} of {len(x)} samples hold NaN or infinity",
+            value=bad / len(x),
+            threshold="0",
+            remedy="Remove or repair these samples.",
+        )
     return None
 
 
@@ -137,11 +156,23 @@ def _modes(model: Model) -> Diagnostic:
         return row("D15", "PASS", "all modules are in evaluation mode", value=0, threshold="0 modules in train mode")
     matters = [m for m in model.net.modules() if m.training and _depends_on_mode(m)]
     if not matters:
-        return row("D15", "PASS", f"{len(training)} modules were in train mode, none of a kind that behaves otherwise there",
-                   value=0, threshold="0 modules in train mode")
+        return row(
+            "D15",
+            "PASS",
+            f"{len(training)} modules were in train mode, none of a kind that behaves otherwise there",
+            value=0,
+            threshold="0 modules in train mode",
+        )
     shown = ", ".join(training[:3]) + (" ..." if len(training) > 3 else "")
-    return row("D15", "WARN", f"{len(training)} modules were in train mode ({shown}); they are in evaluation mode for this run "
-               "and restored after it", value=len(training), threshold="0 modules in train mode", remedy="Call net.eval() before wrapping.")
+    return row(
+        "D15",
+        "WARN",
+        f"{len(training)} modules were in train mode ({shown}); they are in evaluation mode for this run "
+        "and restored after it",
+        value=len(training),
+        threshold="0 modules in train mode",
+        remedy="Call net.eval() before wrapping.",
+    )
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -159,20 +190,44 @@ def stability(probe: Probe) -> Diagnostic:
     spread = float((passes.amax(0) - passes.amin(0)).max() / scale)
     if spread > SPREAD:
         if model.eot == 1:
-            return row("D2", "FAIL", f"the network is random: three passes of the same inputs differ by {spread:.2g} of the largest logit",
-                       value=spread, threshold=f"<= {SPREAD:g}", remedy="Evaluate the mean of several passes: --eot 20, in Python "
-                       "wrap(net, eot=20); or remove what draws random numbers in forward.")
-        return row("D2", "WARN", f"the network is random; the mean of {model.eot} passes still varies by {spread:.2g} of the largest logit",
-                   value=spread, threshold=f"<= {SPREAD:g}", remedy="More passes (--eot) make the figure steadier.")
+            return row(
+                "D2",
+                "FAIL",
+                f"the network is random: three passes of the same inputs differ by {spread:.2g} of the largest logit",
+                value=spread,
+                threshold=f"<= {SPREAD:g}",
+                remedy="Evaluate the mean of several passes: --eot 20, in Python "
+                "wrap(net, eot=20); or remove what draws random numbers in forward.",
+            )
+        return row(
+            "D2",
+            "WARN",
+            f"the network is random; the mean of {model.eot} passes still varies by {spread:.2g} of the largest logit",
+            value=spread,
+            threshold=f"<= {SPREAD:g}",
+            remedy="More passes (--eot) make the figure steadier.",
+        )
     jump = _jump(probe)
     if jump > JUMP:
-        return row("D2", "WARN", f"within a hundredth of eps the outputs change by {jump:.0%}: gradients may mislead here",
-                   value=jump, threshold=f"<= {JUMP:g}", remedy="Add an attack that needs no gradients, and more restarts.")
-    return row("D2", "PASS", "equal inputs give equal outputs, and small steps small changes", value=spread, threshold=f"<= {SPREAD:g}")
+        return row(
+            "D2",
+            "WARN",
+            f"within a hundredth of eps the outputs change by {jump:.0%}: gradients may mislead here",
+            value=jump,
+            threshold=f"<= {JUMP:g}",
+            remedy="Add an attack that needs no gradients, and more restarts.",
+        )
+    return row(
+        "D2",
+        "PASS",
+        "equal inputs give equal outputs, and small steps small changes",
+        value=spread,
+        threshold=f"<= {SPREAD:g}",
+    )
 
 
 def _jump(probe: Probe) -> float:
-    """Largest change of the outputs over draws in a ball of a hundredth of eps, relative to the largest; the median sample."""
+    """Largest change of the outputs in a ball of a hundredth of eps, relative to the largest; of the median sample."""
     model, threat = probe.model, probe.threat
     if not isinstance(threat.eps, float | int) or threat.eps == 0:
         return 0.0
@@ -180,7 +235,9 @@ def _jump(probe: Probe) -> float:
     with model.frozen(probe.seed), torch.no_grad():
         draws = Draws(probe.seed, default_ids(len(probe.x)), "preflight")
         moved = torch.stack([model(small.start(probe.x, model.bounds, draws.again(i))) for i in range(3)])
-    change = (moved - probe.outputs).flatten(2).abs().amax((0, 2)) / probe.outputs.flatten(1).abs().amax(1).clamp_min(1e-12)
+    change = (moved - probe.outputs).flatten(2).abs().amax((0, 2)) / probe.outputs.flatten(1).abs().amax(1).clamp_min(
+        1e-12
+    )
     return float(change.double().median())
 
 
@@ -191,14 +248,26 @@ def outputs_are_logits(probe: Probe) -> Diagnostic:
         return row("D12", "NOT RUN", "only for classification")
     sums = z.double().sum(1)
     if bool((z >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
-        return row("D12", "FAIL", "the outputs are probabilities: they lie in [0, 1] and sum to 1", value=1.0, threshold="0",
-                   remedy="Return logits: remove the final softmax, or wrap a function that returns what it is fed.")
+        return row(
+            "D12",
+            "FAIL",
+            "the outputs are probabilities: they lie in [0, 1] and sum to 1",
+            value=1.0,
+            threshold="0",
+            remedy="Return logits: remove the final softmax, or wrap a function that returns what it is fed.",
+        )
     right = probe.correct
     n = int(right.sum())
     share = _saturated(probe, right) if n else 0.0
     if share > 0:
-        return row("D12", "WARN", f"logits are saturated: for {share:.0%} of the samples the cross-entropy gradient is exactly 0",
-                   value=share, threshold="0", remedy="Attack the margin instead: --attack pgd:loss=margin, or loss=dlr.")
+        return row(
+            "D12",
+            "WARN",
+            f"logits are saturated: for {share:.0%} of the samples the cross-entropy gradient is exactly 0",
+            value=share,
+            threshold="0",
+            remedy="Attack the margin instead: --attack pgd:loss=margin, or loss=dlr.",
+        )
     return row("D12", "PASS", "logits, not saturated", value=share, threshold="0")
 
 
@@ -225,14 +294,33 @@ def gradients(probe: Probe) -> Diagnostic:
         return row("D1", "FAIL", f"{nothing}: {error.what}", value=1.0, threshold=f"<= {ZERO_SHARE:g}", remedy=remedy)
     broken = float((~grad.isfinite().all(1)).double().mean())
     if broken:
-        return row("D1", "FAIL", f"{nothing}: {broken:.0%} of the samples have NaN or infinite gradients", value=broken, threshold="0",
-                   remedy="Look for sqrt or log of 0, 0/0, or overflow in the forward.")
+        return row(
+            "D1",
+            "FAIL",
+            f"{nothing}: {broken:.0%} of the samples have NaN or infinite gradients",
+            value=broken,
+            threshold="0",
+            remedy="Look for sqrt or log of 0, 0/0, or overflow in the forward.",
+        )
     zero = float((grad == 0).all(1).double().mean())
     if zero > ZERO_SHARE:
-        return row("D1", "FAIL", f"{nothing}: the gradient is exactly 0 for {zero:.0%} of the samples", value=zero,
-                   threshold=f"<= {ZERO_SHARE:g}", remedy=remedy)
+        return row(
+            "D1",
+            "FAIL",
+            f"{nothing}: the gradient is exactly 0 for {zero:.0%} of the samples",
+            value=zero,
+            threshold=f"<= {ZERO_SHARE:g}",
+            remedy=remedy,
+        )
     if zero:
-        return row("D1", "WARN", f"the gradient is exactly 0 for {zero:.0%} of the samples", value=zero, threshold="0", remedy=remedy)
+        return row(
+            "D1",
+            "WARN",
+            f"the gradient is exactly 0 for {zero:.0%} of the samples",
+            value=zero,
+            threshold="0",
+            remedy=remedy,
+        )
     return row("D1", "PASS", "finite and not zero", value=zero, threshold=f"<= {ZERO_SHARE:g}")
 
 
@@ -250,8 +338,14 @@ def inner_optimisation(probe: Probe) -> Diagnostic:
         except RuntimeError as error:
             return row("D13", "NOT RUN", f"the forward fails with gradients on: {str(error).splitlines()[0]}")
     if calls:
-        return row("D13", "WARN", f"the forward computes gradients itself ({len(calls)} calls of autograd)", value=len(calls), threshold="0",
-                   remedy="Such defenses break under attacks that know them; see the docs page of this diagnostic.")
+        return row(
+            "D13",
+            "WARN",
+            f"the forward computes gradients itself ({len(calls)} calls of autograd)",
+            value=len(calls),
+            threshold="0",
+            remedy="Such defenses break under attacks that know them; see the docs page of this diagnostic.",
+        )
     return row("D13", "PASS", "the forward computes no gradients of its own", value=0, threshold="0")
 
 
@@ -276,5 +370,3 @@ def _counted() -> Iterator[list[str]]:
     finally:
         for home, name, function in saved:
             setattr(home, name, function)
-
-

@@ -132,5 +132,7 @@ class Result:
         broken = ", ".join(f"{a['label']} {a['robust_accuracy']:.1%}" for a in self.data["attacks"])
         marks = "" if self.valid else " INVALID"
         marks += "" if self.complete else " INCOMPLETE"
-        return (f"Result({self.data['model']['name']} at {self.data['threat']['text']}: clean {self.clean_accuracy:.1%}, "
-                f"robust {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], n={self.n}; {broken}{marks})")
+        return (
+            f"Result({self.data['model']['name']} at {self.data['threat']['text']}: clean {self.clean_accuracy:.1%}, "
+            f"robust {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}], n={self.n}; {broken}{marks})"
+        )

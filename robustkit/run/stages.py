@@ -54,7 +54,7 @@ def attack_stage(
     began = time.monotonic()
     index = torch.tensor(ids, dtype=torch.long)
     x, y = plan.inputs(ids) if ids else (torch.empty(0), torch.empty(0, dtype=torch.long))
-    adversarial, rows = (attack_rows(plan, k, index, x, y, clean) if ids else (x, []))
+    adversarial, rows = attack_rows(plan, k, index, x, y, clean) if ids else (x, [])
     won = [bool(row["success"]) for row in rows]
     run.write_tensors(tensors, {"ids": index[won], "adversarial": adversarial[won]} if ids else {"ids": index})
     run.append_rows(name, rows)
@@ -72,8 +72,13 @@ def attack_rows(
     with plan.model.frozen(plan.config.seed), torch.no_grad():
         described = describe(plan, plan.model(found.adversarial), y)
     columns = {
-        "success": found.success, "distance": found.distance, "loss": found.loss, "step": found.first_success_step,
-        "forwards": found.forwards, "backwards": found.backwards, "silent": found.silent,
+        "success": found.success,
+        "distance": found.distance,
+        "loss": found.loss,
+        "step": found.first_success_step,
+        "forwards": found.forwards,
+        "backwards": found.backwards,
+        "silent": found.silent,
     }
     if target is not None:
         columns["target"] = target
@@ -90,7 +95,12 @@ def describe(plan: Plan, outputs: Tensor, y: Tensor) -> list[dict[str, Any]]:
     if not isinstance(plan.model.task, Classification):
         return [{} for _ in range(len(y))]
     confidence, prediction = outputs.double().softmax(1).max(1)
-    columns = {"label": y, "prediction": prediction, "confidence": confidence, "margin": -margin(outputs, y),
-               "least": outputs.argmin(1)}
+    columns = {
+        "label": y,
+        "prediction": prediction,
+        "confidence": confidence,
+        "margin": -margin(outputs, y),
+        "least": outputs.argmin(1),
+    }
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]

@@ -14,11 +14,11 @@ from robustkit.core.task import Classification
 from robustkit.core.types import Cost
 from robustkit.run.curve import CURVE, curve_points
 from robustkit.run.directory import SCHEMA_VERSION, RunDirectory
+from robustkit.run.facts import model_facts
 from robustkit.run.gallery import class_name
 from robustkit.run.gates import judge
 from robustkit.run.interval import clopper_pearson
 from robustkit.run.plan import Plan
-from robustkit.run.facts import model_facts
 from robustkit.run.stages import CLEAN, samples_file
 from robustkit.run.standards import ASSESSED, KNOWLEDGE, NOT_ASSESSED
 
@@ -76,20 +76,39 @@ def summarise(plan: Plan, run: RunDirectory, *, complete: bool) -> dict[str, Any
     classes = model_facts(plan)["outputs"]
     chance = 1 / classes if isinstance(plan.model.task, Classification) else None
     results: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION, "kind": "evaluation", "complete": complete, "valid": not invalid,
+        "schema_version": SCHEMA_VERSION,
+        "kind": "evaluation",
+        "complete": complete,
+        "valid": not invalid,
         "forced": bool(plan.config.force and any(row in invalid for row in first["rows"])),
-        "limit": plan.config.limit, "n": n, "n_total": len(plan.data),
-        "clean_accuracy": len(correct) / n if n else None, "clean_interval": list(clopper_pearson(len(correct), n)),
-        "robust_accuracy": standing / n if n else None, "interval": list(clopper_pearson(standing, n)),
-        "confidence": 0.95, "chance": chance,
-        "threat": {"norm": plan.threat.norm, "eps": plan.threat.eps, "text": plan.config.threat, "targeted": plan.config.targeted},
-        "model": model_facts(plan), "data": {"name": plan.data.name, "size": len(plan.data), "sha256": plan.data.fingerprint()},
+        "limit": plan.config.limit,
+        "n": n,
+        "n_total": len(plan.data),
+        "clean_accuracy": len(correct) / n if n else None,
+        "clean_interval": list(clopper_pearson(len(correct), n)),
+        "robust_accuracy": standing / n if n else None,
+        "interval": list(clopper_pearson(standing, n)),
+        "confidence": 0.95,
+        "chance": chance,
+        "threat": {
+            "norm": plan.threat.norm,
+            "eps": plan.threat.eps,
+            "text": plan.config.threat,
+            "targeted": plan.config.targeted,
+        },
+        "model": model_facts(plan),
+        "data": {"name": plan.data.name, "size": len(plan.data), "sha256": plan.data.fingerprint()},
         "attacks": [_attack(plan, rows, k) for k in range(len(plan.attacks))],
-        "per_class": _per_class(plan, rows), "confusion": _confusion(rows), "calibration": _calibration(rows),
-        "diagnostics": diagnostics, "curve": _curve(plan, run, len(correct), chance, complete),
-        "gallery": run.read_json("gallery.json") or [], "ties": _ties(rows),
+        "per_class": _per_class(plan, rows),
+        "confusion": _confusion(rows),
+        "calibration": _calibration(rows),
+        "diagnostics": diagnostics,
+        "curve": _curve(plan, run, len(correct), chance, complete),
+        "gallery": run.read_json("gallery.json") or [],
+        "ties": _ties(rows),
         "cost": _cost(plan, run, rows, first["cost"], after["cost"]),
-        "assessed": _assessed(plan), "not_assessed": [dict(item) for item in NOT_ASSESSED],
+        "assessed": _assessed(plan),
+        "not_assessed": [dict(item) for item in NOT_ASSESSED],
     }
     results["gates"] = judge(plan.config.fail_under, results)
     return results
@@ -103,11 +122,21 @@ def _attack(plan: Plan, rows: Rows, k: int) -> dict[str, Any]:
     standing, n = len(rows.correct) - len(broken), len(rows.clean)
     distances = [rows.attacks[k][i]["distance"] for i in broken]
     return {
-        "label": plan.labels[k], "name": entry.name, "version": entry.version, "options": options_of(attack), "paper": entry.paper,
-        "summary": entry.summary, "robust_accuracy": standing / n if n else None, "interval": list(clopper_pearson(standing, n)),
-        "broken": len(broken), "gain": len(broken - before), "alone": len(broken - others),
-        "median_distance": median(distances) if distances else None, **_passes(plan, rows.attacks[k]),
-        "knowledge": attack.knowledge, **KNOWLEDGE[attack.knowledge],
+        "label": plan.labels[k],
+        "name": entry.name,
+        "version": entry.version,
+        "options": options_of(attack),
+        "paper": entry.paper,
+        "summary": entry.summary,
+        "robust_accuracy": standing / n if n else None,
+        "interval": list(clopper_pearson(standing, n)),
+        "broken": len(broken),
+        "gain": len(broken - before),
+        "alone": len(broken - others),
+        "median_distance": median(distances) if distances else None,
+        **_passes(plan, rows.attacks[k]),
+        "knowledge": attack.knowledge,
+        **KNOWLEDGE[attack.knowledge],
     }
 
 
@@ -135,16 +164,21 @@ def _confusion(rows: Rows) -> list[dict[str, int]]:
     pairs = Counter(
         (rows.clean[i]["prediction"], row["prediction"]) for i, row in rows.worst.items() if "prediction" in row
     )
-    return [{"from": a, "to": b, "count": n} for (a, b), n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
+    return [
+        {"from": a, "to": b, "count": n} for (a, b), n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
 def _calibration(rows: Rows) -> dict[str, dict[str, float]] | None:
     """Confidence and expected calibration error (15 bins), on clean inputs and on the worst-case ones."""
-    if not rows.clean or not all("confidence" in row for row in rows.clean.values()):
+    if not rows.clean or any(row.get("confidence") is None for row in (*rows.clean.values(), *rows.worst.values())):
         return None
     worst = rows.worst
     clean = [(row["confidence"], row["correct"]) for row in rows.clean.values()]
-    attacked = [(worst[i]["confidence"], False) if i in worst else (row["confidence"], row["correct"]) for i, row in rows.clean.items()]
+    attacked = [
+        (worst[i]["confidence"], False) if i in worst else (row["confidence"], row["correct"])
+        for i, row in rows.clean.items()
+    ]
     return {"clean": _ece(clean), "adversarial": _ece(attacked)}
 
 
@@ -176,11 +210,15 @@ def _cost(plan: Plan, run: RunDirectory, rows: Rows, first: dict[str, int], afte
         "clean": Cost(len(rows.clean) * plan.model.eot, 0),
         "attacks": sum((Cost(**_passes(plan, part)) for part in rows.attacks), Cost()),
         "curve": Cost(**_passes(plan, {row["id"]: row for row in run.rows(CURVE)})),
-        "preflight": Cost(**first), "diagnostics": Cost(**after),
+        "preflight": Cost(**first),
+        "diagnostics": Cost(**after),
     }
     whole = sum(parts.values(), Cost())
-    return {"forwards": whole.forwards, "backwards": whole.backwards,
-            **{name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in parts.items()}}
+    return {
+        "forwards": whole.forwards,
+        "backwards": whole.backwards,
+        **{name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in parts.items()},
+    }
 
 
 def _assessed(plan: Plan) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ from robustkit.data import as_data
 from robustkit.run.config import EvaluateConfig, load_config
 from robustkit.run.diagnostics import verification
 from robustkit.run.directory import RunDirectory
-from robustkit.run.folder import read_results
 from robustkit.run.evaluate import plan_from
 from robustkit.run.evidence import stored
 from robustkit.run.facts import state_hash
+from robustkit.run.folder import read_results
 from robustkit.run.lock import RunLock
 from robustkit.run.manifest import check_manifest
 from robustkit.run.plan import Plan, build_attacks
@@ -44,27 +44,45 @@ def verify(path: str | Path, *, model: Model | None = None, data: Any = None) ->
     config = load_config(folder / "config.yaml", {})
     plan = _plan(config, model, data)
     run = RunDirectory(folder.absolute(), config, RunLock(folder))
-    rows = [_files(folder), _same("V2", "the model is the one that was evaluated", state_hash(plan.model), results["model"]["sha256"]),
-            _same("V3", "the data are those that were evaluated", plan.data.fingerprint(), results["data"]["sha256"])]
+    rows = [
+        _files(folder),
+        _same("V2", "the model is the one that was evaluated", state_hash(plan.model), results["model"]["sha256"]),
+        _same("V3", "the data are those that were evaluated", plan.data.fingerprint(), results["data"]["sha256"]),
+    ]
     if any(row.status == "FAIL" for row in rows[1:]):
         return rows
     clean = {row["id"]: row for row in run.rows(CLEAN)}
-    return [*rows, _clean(plan, clean), verification(plan.model, stored(plan, run, clean), plan.threat), _figures(plan, run, results)]
+    return [
+        *rows,
+        _clean(plan, clean),
+        verification(plan.model, stored(plan, run, clean), plan.threat),
+        _figures(plan, run, results),
+    ]
 
 
 def _plan(config: EvaluateConfig, model: Model | None, data: Any) -> Plan:
     if not config.model.startswith("python:"):
         return plan_from(config)
     if model is None or data is None:
-        raise UsageError("this run was made from Python", expected="its model and data", got="only the folder", where="verify",
-                         fix="Call robustkit.verify(folder, model=..., data=...).")
+        raise UsageError(
+            "this run was made from Python",
+            expected="its model and data",
+            got="only the folder",
+            where="verify",
+            fix="Call robustkit.verify(folder, model=..., data=...).",
+        )
     threat = threat_from(config.threat_spec)
     return Plan(wrap(model), as_data(data, limit=config.limit), build_attacks(config.attacks, threat), threat, config)
 
 
 def _files(folder: Path) -> Diagnostic:
     changes = check_manifest(folder)
-    return _row("V1", "files are as the run wrote them", len(changes), "; ".join(changes[:5]) or "every hash of the manifest fits")
+    return _row(
+        "V1",
+        "files are as the run wrote them",
+        len(changes),
+        "; ".join(changes[:5]) or "every hash of the manifest fits",
+    )
 
 
 def _same(key: str, title: str, now: str, then: str) -> Diagnostic:
@@ -82,16 +100,27 @@ def _clean(plan: Plan, clean: dict[int, dict[str, Any]]) -> Diagnostic:
             x, y = plan.inputs(part)
             correct = (~plan.model.task.failed(plan.model(x), y)).tolist()
             wrong += sum(c != clean[k]["correct"] and not is_tie(clean[k]) for k, c in zip(part, correct, strict=True))
-    return _row("V4", "clean predictions come out the same", wrong, f"{wrong} of {len(ids)} differ by more than rounding")
+    return _row(
+        "V4", "clean predictions come out the same", wrong, f"{wrong} of {len(ids)} differ by more than rounding"
+    )
 
 
 def _figures(plan: Plan, run: RunDirectory, results: dict[str, Any]) -> Diagnostic:
     """The figures, computed again from the rows."""
     again = summarise(plan, run, complete=results["complete"])
     keys = [key for key in again if key not in ("times", "gates") and again[key] != results.get(key)]
-    return _row("V5", "figures follow from the rows", len(keys), f"differ: {', '.join(keys)}" if keys else "all of results.json")
+    return _row(
+        "V5", "figures follow from the rows", len(keys), f"differ: {', '.join(keys)}" if keys else "all of results.json"
+    )
 
 
 def _row(key: str, title: str, bad: int, message: str) -> Diagnostic:
-    return Diagnostic(id=key, title=title, status="FAIL" if bad else "PASS", value=float(bad), threshold="0", message=message,
-                      invalidates=True)
+    return Diagnostic(
+        id=key,
+        title=title,
+        status="FAIL" if bad else "PASS",
+        value=float(bad),
+        threshold="0",
+        message=message,
+        invalidates=True,
+    )

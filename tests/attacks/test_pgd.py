@@ -193,11 +193,25 @@ def test_saturated_logits_stop_cross_entropy_but_not_the_margin():
     model = wrap(Net(scale=1e4))
     x = problem()[1]
     y = model(x).argmax(1)
-    assert PGD(threat=Linf(0.3), loss="margin")(model, x, y).success.sum() > PGD(threat=Linf(0.3), random_start=False)(model, x, y).success.sum()
+    assert (
+        PGD(threat=Linf(0.3), loss="margin")(model, x, y).success.sum()
+        > PGD(threat=Linf(0.3), random_start=False)(model, x, y).success.sum()
+    )
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 1.5}, {"step_size": 0}, {"step_size": "x"}, {"loss": "mse"},
-                                     {"restarts": -1}, {"stepz": 3}, {"random_start": "maybe"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"steps": 1.5},
+        {"step_size": 0},
+        {"step_size": "x"},
+        {"loss": "mse"},
+        {"restarts": -1},
+        {"stepz": 3},
+        {"random_start": "maybe"},
+    ],
+)
 def test_bad_options_are_named(options):
     from robustkit.core.attack import ATTACKS
 

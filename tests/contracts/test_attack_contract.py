@@ -24,7 +24,12 @@ class SmallNet(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8 * 36, 5)
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Flatten(),
+            nn.Linear(8 * 36, 5),
         )
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
@@ -67,7 +72,9 @@ def test_result_lies_in_threat_and_bounds_and_success_is_true(name, norm, dtype)
     assert found.adversarial.dtype == dtype
     assert found.adversarial.shape == x.shape
     assert (found.adversarial >= 0).all() and (found.adversarial <= 1).all()
-    assert (THREATS[norm].distance(found.adversarial.double(), x.double()) <= THREATS[norm].eps * (1 + room) + room / 10).all()
+    assert (
+        THREATS[norm].distance(found.adversarial.double(), x.double()) <= THREATS[norm].eps * (1 + room) + room / 10
+    ).all()
     with model.frozen():
         assert torch.equal(model(found.adversarial).argmax(1) != y, found.success)
     assert torch.equal(found.distance, THREATS[norm].distance(found.adversarial, x))
@@ -123,7 +130,7 @@ def test_leaves_no_trace(name):
     assert modes == [m.training for m in net.modules()]
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in net.parameters())
-    assert [p.requires_grad for p in net.parameters()][0] is False and all(p.requires_grad for p in list(net.parameters())[1:])
+    assert [p.requires_grad for p in net.parameters()] == [False] + [True] * (len(list(net.parameters())) - 1)
     assert x.grad is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -142,7 +149,9 @@ def test_batch_invariance_row_by_row(name):
     ids = torch.tensor([11, 3, 99, 42, 7, 0])
     for norm in THREATS:
         whole = attack(name, norm)(model, x, y, ids=ids, seed=1)
-        alone = [attack(name, norm)(model, x[i : i + 1], y[i : i + 1], ids=ids[i : i + 1], seed=1) for i in range(len(x))]
+        alone = [
+            attack(name, norm)(model, x[i : i + 1], y[i : i + 1], ids=ids[i : i + 1], seed=1) for i in range(len(x))
+        ]
         assert torch.equal(whole.success, torch.cat([r.success for r in alone]))
         torch.testing.assert_close(whole.adversarial, torch.cat([r.adversarial for r in alone]), atol=1e-9, rtol=0)
 

@@ -28,8 +28,14 @@ def linear(n_in: int = 4, n_out: int = 3) -> nn.Module:
 
 @pytest.mark.parametrize(
     "pack",
-    [lambda z: z, lambda z: SimpleNamespace(logits=z), lambda z: {"logits": z}, lambda z: OrderedDict(out=z, aux=z * 0),
-     lambda z: (z, None), lambda z: [z]],
+    [
+        lambda z: z,
+        lambda z: SimpleNamespace(logits=z),
+        lambda z: {"logits": z},
+        lambda z: OrderedDict(out=z, aux=z * 0),
+        lambda z: (z, None),
+        lambda z: [z],
+    ],
 )
 def test_outputs_of_every_form(pack):
     net = linear()
@@ -201,9 +207,15 @@ def test_repeated_passes_average_and_count():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"mean": [0.5]}, "belong together"), ({"mean": [0.5], "std": [0.0]}, "do not fit"), ({"mean": [0.5] * 3, "std": [1.0]}, "do not fit"),
-     ({"bounds": (1, 0)}, "empty"), ({"task": "clasification"}, "Did you mean classification"), ({"eot": 0}, "at least 1"),
-     ({"preprocessing": 3}, "no mean and std")],
+    [
+        ({"mean": [0.5]}, "belong together"),
+        ({"mean": [0.5], "std": [0.0]}, "do not fit"),
+        ({"mean": [0.5] * 3, "std": [1.0]}, "do not fit"),
+        ({"bounds": (1, 0)}, "empty"),
+        ({"task": "clasification"}, "Did you mean classification"),
+        ({"eot": 0}, "at least 1"),
+        ({"preprocessing": 3}, "no mean and std"),
+    ],
 )
 def test_bad_wraps_are_named(arguments, message):
     with pytest.raises(UsageError, match=message):

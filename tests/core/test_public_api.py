@@ -8,10 +8,10 @@ import sys
 
 import robustkit as rk
 
-NAMES = (
-    "ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression Result "
-    "RobustkitError Threat evaluate load open_data verify wrap"
-).split()
+NAMES = """
+    ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression Result
+    RobustkitError Threat evaluate load open_data verify wrap
+"""
 
 
 def parameters(function) -> list[str]:
@@ -19,17 +19,41 @@ def parameters(function) -> list[str]:
 
 
 def test_public_names():
-    assert sorted(rk.__all__) == sorted(NAMES)
-    for name in NAMES:
+    assert sorted(rk.__all__) == sorted(NAMES.split())
+    for name in NAMES.split():
         assert inspect.getdoc(getattr(rk, name)) or name == "ATTACKS"
 
 
 def test_public_signatures():
     assert parameters(rk.wrap) == [
-        "net", "mean", "std", "bounds", "task", "preprocessing", "chunk", "eot", "name", "class_names"]
+        "net",
+        "mean",
+        "std",
+        "bounds",
+        "task",
+        "preprocessing",
+        "chunk",
+        "eot",
+        "name",
+        "class_names",
+    ]
     assert parameters(rk.evaluate) == [
-        "model", "data", "attacks", "threat", "limit", "seed", "batch_size", "out", "targeted", "curve", "force", "fail_under",
-        "max_minutes", "surrogate", "progress"]
+        "model",
+        "data",
+        "attacks",
+        "threat",
+        "limit",
+        "seed",
+        "batch_size",
+        "out",
+        "targeted",
+        "curve",
+        "force",
+        "fail_under",
+        "max_minutes",
+        "surrogate",
+        "progress",
+    ]
     assert parameters(rk.PGD) == ["threat", "loss", "steps", "step_size", "restarts", "random_start"]
     assert parameters(rk.Attack.__call__) == ["self", "model", "x", "y", "target", "ids", "seed", "start"]
 

@@ -29,8 +29,14 @@ def draw(seed: int, shape: tuple[int, ...], spread: float = 1.0, dtype=torch.dou
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), shape=st.sampled_from(SHAPES), p=st.sampled_from(list(PROJECTIONS)),
-       eps=st.floats(0.0, 3.0), spread=st.floats(0.01, 3.0), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from(SHAPES),
+    p=st.sampled_from(list(PROJECTIONS)),
+    eps=st.floats(0.0, 3.0),
+    spread=st.floats(0.01, 3.0),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 def test_projection_is_feasible_idempotent_and_leaves_inside_points(seed, shape, p, eps, spread, dtype):
     x, adv = draw(seed, shape, spread, dtype)
     project = PROJECTIONS[p]
@@ -63,8 +69,13 @@ def test_l1_projection_equals_a_general_solver(seed):
     ball = {"type": "ineq", "fun": lambda v: eps - v[:5].sum() - v[5:].sum()}
     # p - x = a - b with a, b >= 0: smooth in (a, b)
     bounds = [(0, 1 - v) for v in x0] + [(0, v) for v in x0]
-    solved = minimize(lambda v: ((x0 + v[:5] - v[5:] - target) ** 2).sum(), np.full(10, 0.01), bounds=bounds, constraints=[ball],
-                      options={"ftol": 1e-14, "maxiter": 500}).x
+    solved = minimize(
+        lambda v: ((x0 + v[:5] - v[5:] - target) ** 2).sum(),
+        np.full(10, 0.01),
+        bounds=bounds,
+        constraints=[ball],
+        options={"ftol": 1e-14, "maxiter": 500},
+    ).x
     ours = project_l1_box(adv, x, eps, 0.0, 1.0)[0].numpy()
     np.testing.assert_allclose(ours, x0 + solved[:5] - solved[5:], atol=2e-5)
 
@@ -83,7 +94,9 @@ def test_per_sample_radius_and_empty_batch(p):
     eps = torch.tensor([0.0, 0.3, 9.0], dtype=torch.double)
     out = PROJECTIONS[p](adv, x, eps, -20.0, 20.0)
     for i in range(3):
-        torch.testing.assert_close(out[i : i + 1], PROJECTIONS[p](adv[i : i + 1], x[i : i + 1], float(eps[i]), -20.0, 20.0))
+        torch.testing.assert_close(
+            out[i : i + 1], PROJECTIONS[p](adv[i : i + 1], x[i : i + 1], float(eps[i]), -20.0, 20.0)
+        )
     assert torch.equal(out[0], x[0]) and PROJECTIONS[p](adv[:0], x[:0], 1.0, 0.0, 1.0).shape == (0, 2, 4)
     if p != 1:
         assert torch.equal(out[2], adv[2])

@@ -26,7 +26,9 @@ def test_distributions():
 
 
 def test_keys_are_spread_and_stable():
-    keys = {key_of(s, i, p, r, c) for s in range(3) for i in range(20) for p in "ab" for r in range(3) for c in range(3)}
+    keys = {
+        key_of(s, i, p, r, c) for s in range(3) for i in range(20) for p in "ab" for r in range(3) for c in range(3)
+    }
     assert len(keys) == 3 * 20 * 2 * 3 * 3
     assert all(0 <= key < 2**63 for key in keys)
     assert key_of(0, 0, "pgd:uniform", 0, 0) == 6513271410210535710

@@ -30,7 +30,8 @@ def steps():
             grad[-1] = 0 if len(grad) > 2 else grad[-1]
             for eps in (0.15, torch.linspace(0.0, 0.3, shape[0])):
                 for name in ("step_linf", "step_l2"):
-                    close(getattr(triton_ops, name)(adv, x, grad, 0.07, eps, 0.0, 1.0), getattr(balls, name)(adv, x, grad, 0.07, eps, 0.0, 1.0), dtype)
+                    twin, reference = (getattr(m, name)(adv, x, grad, 0.07, eps, 0.0, 1.0) for m in (triton_ops, balls))
+                    close(twin, reference, dtype)
 
 def philox(key, counter):
     """Philox 4x32-10, as Salmon et al. 2011 define it, in plain integers; the first word."""
@@ -71,5 +72,7 @@ def noise():
 @pytest.mark.parametrize("part", ["steps", "noise"])
 def test_twins_in_the_interpreter(part):
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, part], env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, part], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -109,3 +109,13 @@ def test_every_key_is_needed(run_folder, key):
     results = json.loads((run_folder / "results.json").read_text())
     del results[key]
     assert len(faults(results)) == 1
+
+
+def test_a_dense_task_fits(tmp_path):
+    net = nn.Conv2d(1, 3, 3, padding=1).eval()
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    data = (x, net(x).argmax(1))
+    rk.evaluate(rk.wrap(net, task="segmentation"), data, attacks=["fgsm"], threat="linf:0.01", out=tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert faults(results) == [] and results["per_class"] == [] and results["model"]["outputs"] == [3, 4, 4]
+    assert "## Attacks" in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

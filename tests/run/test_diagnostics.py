@@ -84,7 +84,9 @@ def fickle(monkeypatch):
     monkeypatch.setitem(ATTACKS._entries, "fickle", Entry("fickle", Fickle, "https://example.org", 1))
 
 
-def evidence(net: nn.Module | None = None, attack: rk.Attack | None = None, threat: Threat | None = None, **changes) -> Evidence:
+def evidence(
+    net: nn.Module | None = None, attack: rk.Attack | None = None, threat: Threat | None = None, **changes
+) -> Evidence:
     model = rk.wrap(net or Patterns())
     threat = threat or Linf(0.2)
     attack = (attack or rk.PGD(steps=10)).with_threat(threat)
@@ -97,8 +99,18 @@ def evidence(net: nn.Module | None = None, attack: rk.Attack | None = None, thre
     won = found.success
     stored = [(ids[won], x[won], y[won], None, found.adversarial[won])] if won.any() else []
     made = Evidence(
-        model=model, x=x, y=y, ids=ids, target=None, attacks=(attack,), success={"it": won}, silent=0, stored=lambda: stored,
-        threat=threat, seed=0, chance=0.25,
+        model=model,
+        x=x,
+        y=y,
+        ids=ids,
+        target=None,
+        attacks=(attack,),
+        success={"it": won},
+        silent=0,
+        stored=lambda: stored,
+        threat=threat,
+        seed=0,
+        chance=0.25,
     )
     return replace(made, **changes)
 

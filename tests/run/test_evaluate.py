@@ -58,7 +58,9 @@ def test_figures_equal_a_slow_count():
         if int(model(x[i : i + 1]).argmax()) != int(y[i]):
             continue
         right += 1
-        found = [a.with_threat(THREAT)(model, x[i : i + 1], y[i : i + 1], ids=torch.tensor([i])).success for a in ATTACKS]
+        found = [
+            a.with_threat(THREAT)(model, x[i : i + 1], y[i : i + 1], ids=torch.tensor([i])).success for a in ATTACKS
+        ]
         broken += bool(torch.cat(found).any())
     assert 0 < broken < right < N
     assert result.clean_accuracy == right / N and result.robust_accuracy == (right - broken) / N
@@ -87,8 +89,12 @@ def test_batch_size_changes_no_verdict():
 def test_data_of_every_form(kind):
     x, y = data()
     dataset = TensorDataset(x, y)
-    forms = {"loader": DataLoader(dataset, batch_size=9), "shuffled loader": DataLoader(dataset, batch_size=9, shuffle=True),
-             "dataset": dataset, "pairs": [(x[:30], y[:30]), (x[30:], y[30:])]}
+    forms = {
+        "loader": DataLoader(dataset, batch_size=9),
+        "shuffled loader": DataLoader(dataset, batch_size=9, shuffle=True),
+        "dataset": dataset,
+        "pairs": [(x[:30], y[:30]), (x[30:], y[30:])],
+    }
     result = rk.evaluate(net(), forms[kind], attacks=ATTACKS, threat=THREAT, batch_size=16)
     assert result.robust_accuracy == evaluate().robust_accuracy
 
@@ -102,8 +108,12 @@ def test_the_same_command_again_computes_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "difference"),
-    [({"seed": 1}, "seed: 0 -> 1"), ({"threat": rk.Linf(0.1)}, "threat: linf:0.12 -> linf:0.1"), ({"limit": 20}, "limit: not set -> 20"),
-     ({"attacks": [rk.FGSM()]}, "attacks: fgsm, pgd:steps=5 -> fgsm")],
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"threat": rk.Linf(0.1)}, "threat: linf:0.12 -> linf:0.1"),
+        ({"limit": 20}, "limit: not set -> 20"),
+        ({"attacks": [rk.FGSM()]}, "attacks: fgsm, pgd:steps=5 -> fgsm"),
+    ],
 )
 def test_other_options_are_refused_with_the_difference(tmp_path, change, difference):
     evaluate(out=tmp_path)
@@ -224,7 +234,9 @@ def test_random_networks_need_eot():
 
     with pytest.raises(Refused, match="eot"):
         rk.evaluate(Noisy(), data(), attacks=ATTACKS, threat=THREAT)
-    one, two = (rk.evaluate(rk.wrap(Noisy(), eot=10), data(), attacks=[rk.PGD(steps=3)], threat=THREAT) for _ in range(2))
+    one, two = (
+        rk.evaluate(rk.wrap(Noisy(), eot=10), data(), attacks=[rk.PGD(steps=3)], threat=THREAT) for _ in range(2)
+    )
     assert figures(one) == figures(two)
 
 
@@ -239,9 +251,15 @@ def test_refusal_writes_nothing_and_force_is_stamped(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"attacks": []}, "attacks"), ({"attacks": ["pgd", "pgd"]}, "attacks"), ({"attacks": ["pgdd"]}, "Did you mean pgd"),
-     ({"attacks": [3]}, "not an attack"), ({"attacks": [rk.PGD(threat=rk.L2(1.0))]}, "another threat"),
-     ({"threat": rk.Linf(torch.ones(60))}, "one eps"), ({"threat": "l3:1"}, "unknown norm")],
+    [
+        ({"attacks": []}, "attacks"),
+        ({"attacks": ["pgd", "pgd"]}, "attacks"),
+        ({"attacks": ["pgdd"]}, "Did you mean pgd"),
+        ({"attacks": [3]}, "not an attack"),
+        ({"attacks": [rk.PGD(threat=rk.L2(1.0))]}, "another threat"),
+        ({"threat": rk.Linf(torch.ones(60))}, "one eps"),
+        ({"threat": "l3:1"}, "unknown norm"),
+    ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(UsageError, match=message):
@@ -250,7 +268,7 @@ def test_bad_arguments_are_named(options, message):
 
 def test_assert_robust():
     assert assert_robust(net(), data(), ">=0.2@linf:0.02", limit=40).robust_accuracy >= 0.2
-    with pytest.raises(AssertionError, match="below 0.9"):
+    with pytest.raises(AssertionError, match=r"below 0\.9"):
         assert_robust(net(), data(), ">= 0.9 @ linf:0.3")
     with pytest.raises(UsageError, match="requirement"):
         assert_robust(net(), data(), "0.9 at linf")

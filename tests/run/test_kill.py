@@ -14,7 +14,7 @@ import pytest
 
 KILLS = 24
 
-WORKER = '''
+WORKER = """
 import os, sys, time
 import torch
 torch.set_num_threads(1)
@@ -32,7 +32,8 @@ with torch.no_grad():
     net[1].bias.copy_(-4 * centres.flatten(1).square().sum(1))
 
 def work(out):
-    rk.evaluate(net, (x, y), attacks=[rk.FGSM(), rk.PGD(steps=5, restarts=2)], threat=rk.Linf(0.1), batch_size=6, curve=True, out=out)
+    attacks = [rk.FGSM(), rk.PGD(steps=5, restarts=2)]
+    rk.evaluate(net, (x, y), attacks=attacks, threat=rk.Linf(0.1), batch_size=6, curve=True, out=out)
 
 for line in sys.stdin:
     out, delay = line.split()
@@ -53,7 +54,7 @@ for line in sys.stdin:
             pass
     _, status = os.waitpid(child, 0)
     print(status, time.monotonic() - began, flush=True)
-'''
+"""
 
 
 class Worker:
@@ -61,8 +62,13 @@ class Worker:
 
     def __init__(self, script: Path) -> None:
         script.write_text(WORKER, encoding="utf-8")
-        self.process = subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
     def run(self, out: Path, delay: float | None = None) -> tuple[int, float]:
         """Run into a folder, killed after ``delay`` seconds; wait status and seconds."""

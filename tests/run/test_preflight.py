@@ -103,7 +103,7 @@ def test_network_for_0_to_255():
 
 
 def test_a_small_difference_is_flagged_and_not_refused():
-    """0.5 was meant where ImageNet's mean and std are given: too little data to be sure, so a warning with both figures."""
+    """0.5 was meant where ImageNet's mean and std are given: too little data to be sure, so a warning."""
     x, y = data(600)
     net = Patterns((0.5,), (0.5,))
     model = wrap(net, mean=MEAN, std=STD)
@@ -117,7 +117,9 @@ def test_a_small_difference_is_flagged_and_not_refused():
     assert rows["D14"].status == "WARN" and "may be chance" in rows["D14"].message and not refused(rows)
 
 
-@pytest.mark.parametrize(("spoil", "word"), [(lambda x: x / 0 * 0, "NaN"), (lambda x: x + torch.inf, "NaN or infinity")])
+@pytest.mark.parametrize(
+    ("spoil", "word"), [(lambda x: x / 0 * 0, "NaN"), (lambda x: x + torch.inf, "NaN or infinity")]
+)
 def test_not_finite(spoil, word):
     x, y = data()
     x[5] = spoil(x[5])
@@ -179,10 +181,12 @@ def test_nan_gradient():
 
 def test_some_dead_samples_are_tolerated():
     """Three dead samples of 32 are refused, one is a warning."""
+
     def partly(dead: int):
         def net(x: Tensor) -> Tensor:
             z = Patterns()(x)
             return torch.cat([z[:dead].detach(), z[dead:]])
+
         return net
 
     assert look(partly(3), *data())["D1"].status == "FAIL"
