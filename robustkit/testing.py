@@ -6,6 +6,7 @@ Every method can be held against these: what is right is known in closed form.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from robustkit.core.specs import ThreatSpec, parse_fraction
 from robustkit.core.threat import threat_from
 
 if TYPE_CHECKING:
+    from robustkit.core.attack import Attack
     from robustkit.core.model import Model
     from robustkit.run.result import Result
 
@@ -65,7 +67,13 @@ class Bowl(nn.Module):
 
 
 def assert_robust(
-    model: Model | nn.Module, data: Any, requirement: str, *, attacks: Any = None, **options: Any
+    model: Model | nn.Module,
+    data: Any,
+    requirement: str,
+    *,
+    attacks: Sequence[Attack | str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> Result:
     """Fail a test when a model is less robust than required.
 
@@ -74,7 +82,8 @@ def assert_robust(
         data: a DataLoader, a Dataset or (x, y).
         requirement: ``">=0.45@linf:8/255"``.
         attacks: attacks to run; PGD with 20 steps by default.
-        options: passed on to :func:`robustkit.evaluate`, such as ``limit`` or ``seed``.
+        limit: first samples to evaluate.
+        seed: of all random draws.
 
     Raises:
         AssertionError: the worst-case accuracy is below the requirement, or a diagnostic says that it means nothing.
@@ -83,7 +92,8 @@ def assert_robust(
     import robustkit as rk
 
     bound, spec = parse_requirement(requirement)
-    result = rk.evaluate(model, data, attacks=attacks or [rk.PGD(steps=20)], threat=threat_from(spec), **options)
+    chosen = attacks or [rk.PGD(steps=20)]
+    result = rk.evaluate(model, data, attacks=chosen, threat=threat_from(spec), limit=limit, seed=seed)
     low, high = result.interval
     assert result.valid, "the robustness number is invalid: " + "; ".join(
         d.message for d in result.diagnostics if d.fatal

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from robustkit.report import images, plots, text
 from robustkit.report.files import RunFiles
+from robustkit.report.pages import pages
 
 ROBUST, BROKEN, WRONG = (21, 128, 116), (217, 92, 43), (148, 156, 168)
 """Colours of samples: robust, broken, wrong without any attack."""
@@ -38,6 +39,7 @@ def render(run: RunFiles) -> str:
             confusion=_confusion(r),
             gallery=_gallery(run),
             states=text.STATES,
+            pages=pages(d["id"] for d in r["diagnostics"]),
         )
     )
 

@@ -9,8 +9,8 @@ import sys
 import robustkit as rk
 
 NAMES = """
-    ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression Result
-    RobustkitError Threat evaluate load open_data verify wrap
+    ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression
+    Result RobustkitError Threat evaluate load open_data verify wrap
 """
 
 
