@@ -44,7 +44,8 @@ class EvaluateConfig(BaseModel):
     model: Text = Field(description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID or path.py:factory")
     data: Text = Field(description="demo:NAME, folder:DIR, npz:FILE, hf:ID or path.py:factory")
     attacks: Annotated[tuple[StrictStr, ...], Field(min_length=1)] = Field(
-        description="a list of attacks such as pgd:steps=20")
+        description="a list of attacks such as pgd:steps=20"
+    )
     threat: StrictStr = Field(description="a norm and a radius such as linf:8/255")
     limit: Count | None = Field(None, description="a whole number of samples >= 1")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = Field(0, description="a whole number from 0 to 2^63 - 1")
@@ -54,15 +55,16 @@ class EvaluateConfig(BaseModel):
     std: Numbers | None = Field(None, description="a list of numbers > 0, one per channel")
     bounds: tuple[Fraction, Fraction] | None = Field(None, description="two numbers, low < high")
     task: Literal["classification", "segmentation", "regression"] | None = Field(
-        None, description="classification, segmentation or regression")
+        None, description="classification, segmentation or regression"
+    )
     surrogate: Text | None = Field(None, description="a second model, from which attacks are transferred")
-    targeted: Literal["random", "least-likely", "next"] | None = Field(
-        None, description="random, least-likely or next")
+    targeted: Literal["random", "least-likely", "next"] | None = Field(None, description="random, least-likely or next")
     curve: StrictBool = Field(False, description="true or false")
     force: StrictBool = Field(False, description="true or false")
     fail_under: tuple[StrictStr, ...] = Field((), description="a list of gates such as robust_accuracy=0.45")
     device: Annotated[StrictStr, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] | None = Field(
-        None, description="cpu, mps, cuda or cuda:N")
+        None, description="cpu, mps, cuda or cuda:N"
+    )
     eot: Count = Field(1, description="a whole number of forward passes >= 1")
     max_minutes: Annotated[Fraction, Field(gt=0)] | None = Field(None, description="a number of minutes > 0")
     progress: Literal["none", "plain", "rich"] | None = Field(None, description="none, plain or rich")
@@ -91,8 +93,12 @@ class EvaluateConfig(BaseModel):
         if self.bounds and not self.bounds[0] < self.bounds[1]:
             raise UsageError("bounds are empty", expected="low < high", got=str(self.bounds), where="bounds")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise UsageError("mean and std go together", expected="both, with as many numbers each",
-                             got=f"mean {self.mean} and std {self.std}", where="mean, std")
+            raise UsageError(
+                "mean and std go together",
+                expected="both, with as many numbers each",
+                got=f"mean {self.mean} and std {self.std}",
+                where="mean, std",
+            )
         if self.std and min(self.std) <= 0:
             raise UsageError("std must be positive", expected="numbers > 0", got=str(self.std), where="std")
         return self
@@ -149,14 +155,20 @@ def config_warnings(config: EvaluateConfig) -> list[str]:
     low, high = config.bounds or (0.0, 1.0)
     share = spec.eps / (high - low)
     if spec.eps == 0:
-        return [f"eps is 0 in {spec}: nothing is perturbed and robust accuracy will equal clean accuracy. "
-                "Did you mean 8/255?"]
+        return [
+            f"eps is 0 in {spec}: nothing is perturbed and robust accuracy will equal clean accuracy. "
+            "Did you mean 8/255?"
+        ]
     if spec.norm == "linf" and share >= 1:
-        return [f"eps is {spec.eps:g} in {spec} and inputs lie in [{low:g}, {high:g}]: every input can become any "
-                f"other. Did you mean {_in_255(spec.eps)}? Write it so, or add --eps-scale 255."]
+        return [
+            f"eps is {spec.eps:g} in {spec} and inputs lie in [{low:g}, {high:g}]: every input can become any "
+            f"other. Did you mean {_in_255(spec.eps)}? Write it so, or add --eps-scale 255."
+        ]
     if spec.norm == "linf" and share * 255 < 0.1:
-        return [f"eps is {spec.eps:g} in {spec}, under a tenth of one grey level of inputs in [{low:g}, {high:g}]. "
-                "Was it divided by 255 twice?"]
+        return [
+            f"eps is {spec.eps:g} in {spec}, under a tenth of one grey level of inputs in [{low:g}, {high:g}]. "
+            "Was it divided by 255 twice?"
+        ]
     return []
 
 
@@ -168,8 +180,12 @@ def _known(values: Any, where: str) -> dict[str, Any]:
     """The mapping, if all its keys are options."""
     known = [*EvaluateConfig.model_fields, "eps_scale"]
     if not isinstance(values, Mapping):
-        raise UsageError("a configuration is a mapping of options", expected="lines such as `model: demo:mnist-robust`",
-                         got=type(values).__name__, where=where)
+        raise UsageError(
+            "a configuration is a mapping of options",
+            expected="lines such as `model: demo:mnist-robust`",
+            got=type(values).__name__,
+            where=where,
+        )
     for key in values:
         if key not in known:
             raise UsageError(f"unknown option {key!r}", where=where, fix=near(str(key), known))

@@ -19,6 +19,7 @@ from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
 from robustkit.core.objective import LabelObjective
 from robustkit.core.threat import Threat
+from robustkit.run.verification import Batch, verification
 
 TITLES = {
     "D3": "no success was lost",
@@ -29,18 +30,11 @@ TITLES = {
     "D8": "many steps beat one",
     "D10": "gradients beat random noise",
     "D11": "restarts add nothing",
-    "D17": "stored inputs verify",
 }
 POINT = 0.01
 MOVING = 0.05
 """Rise of the loss of what stands, when the steps are doubled, above which an attack has not converged."""
 NOISE_DRAWS = 100
-ROOM = 1e-6
-"""Slack of stored distances and bounds, absolute: inputs are float32."""
-SURVIVES = 0.9
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-"""ids, clean inputs, labels, targets, adversarial inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +97,7 @@ def diagnose(evidence: Evidence) -> list[Diagnostic]:
     """A finding for every check, in the order of their ids; what cannot be run says why."""
     rows = [_silent(evidence.silent)]
     if len(evidence.x) == 0:
-        rows += [_row(key, "NOT RUN", "no sample is right when clean") for key in TITLES if key not in ("D3", "D17")]
+        rows += [_row(key, "NOT RUN", "no sample is right when clean") for key in TITLES if key != "D3"]
     else:
         rows += _probe_checks(evidence)
     rows.append(verification(evidence.model, evidence.stored(), evidence.threat))
@@ -328,65 +322,3 @@ def _restarts(e: Evidence, attack: Attack, standing: Tensor) -> Diagnostic:
         f"<= {POINT:.0%} more broken",
         "Use more restarts: restarts=5.",
     )
-
-
-def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagnostic:
-    """D17: every stored input is inside ball and bounds and still fools the network, alone and in a batch; how many
-    survive rounding to 8 bits is told beside it."""
-    total = outside = failed = survive = 0
-    for _, x, y, target, adversarial in stored:
-        objective = LabelObjective(model.task, y, target)
-        total += len(x)
-        radius = threat.eps
-        far = threat.distance(adversarial.double(), x.double()) > radius * (1 + ROOM) + ROOM * _terms(threat, x)
-        low, high = adversarial.flatten(1).amin(1), adversarial.flatten(1).amax(1)
-        outside += int((far | (low < model.bounds.low - ROOM) | (high > model.bounds.high + ROOM)).sum())
-        with model.frozen(), torch.no_grad():
-            alone = torch.cat(
-                [objective.take(slice(i, i + 1)).reached(model(adversarial[i : i + 1])) for i in range(min(len(x), 8))]
-            )
-            together = objective.reached(model(adversarial))
-            survive += int(objective.reached(model(_rounded(adversarial, model))).sum())
-        failed += int((~together).sum()) + int((together[: len(alone)] & ~alone).sum())
-    return _verified(total, outside, failed, survive)
-
-
-def _verified(total: int, outside: int, failed: int, survive: int) -> Diagnostic:
-    if total == 0:
-        return _row("D17", "NOT RUN", "no adversarial input is stored: nothing was broken")
-    if outside or failed:
-        return _row(
-            "D17",
-            "FAIL",
-            f"of {total} stored inputs {outside} lie outside ball or bounds and {failed} do not fool the network",
-            value=float(outside + failed),
-            threshold="0",
-            remedy="The run or the network has changed: evaluate again.",
-            invalidates=True,
-        )
-    share = survive / total
-    text = (
-        f"all {total} stored inputs lie in ball and bounds and fool the network; "
-        f"{share:.0%} still do after rounding to 8 bits"
-    )
-    if share < SURVIVES:
-        return _row(
-            "D17",
-            "WARN",
-            text,
-            value=share,
-            threshold=f">= {SURVIVES:.0%} after rounding",
-            remedy="Saved as 8-bit pictures these examples lose their effect; keep the safetensors.",
-        )
-    return _row("D17", "PASS", text, value=share, threshold=f">= {SURVIVES:.0%} after rounding")
-
-
-def _terms(threat: Threat, x: Tensor) -> float:
-    """How rounding of single pixels adds up in this norm."""
-    d = x[0].numel()
-    return {"linf": 1.0, "l2": float(d**0.5), "l1": float(d)}[threat.norm]
-
-
-def _rounded(x: Tensor, model: Model) -> Tensor:
-    low, width = model.bounds.low, model.bounds.width
-    return ((x - low) / width * 255).round() / 255 * width + low

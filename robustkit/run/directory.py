@@ -149,8 +149,12 @@ class RunDirectory:
         try:
             return load(file.read_bytes())
         except (OSError, SafetensorError) as error:
-            raise UsageError("cannot read stored tensors", got=str(error), where=str(file),
-                             fix="The run is damaged: start it again in another folder.") from None
+            raise UsageError(
+                "cannot read stored tensors",
+                got=str(error),
+                where=str(file),
+                fix="The run is damaged: start it again in another folder.",
+            ) from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file in one step; equal values give equal bytes."""

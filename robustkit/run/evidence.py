@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustkit.run.diagnostics import Batch, Evidence
+from robustkit.run.diagnostics import Evidence
 from robustkit.run.directory import RunDirectory
 from robustkit.run.plan import Plan
 from robustkit.run.stages import CLEAN, samples_file, tensors_file
+from robustkit.run.verification import Batch
 
 PROBE_VALUES = 64 * 3 * 32 * 32
 """Input values of the probe: 64 small images, or a few photos."""

@@ -26,8 +26,12 @@ def read_results(path: Path) -> dict[str, Any]:
     if isinstance(results, dict):
         return results
     if not (path / "config.yaml").is_file():
-        raise UsageError("no run there", expected="a folder that `robustkit evaluate` wrote", where=str(path),
-                         fix="Its last line of output is the folder's path.")
+        raise UsageError(
+            "no run there",
+            expected="a folder that `robustkit evaluate` wrote",
+            where=str(path),
+            fix="Its last line of output is the folder's path.",
+        )
     raise UsageError("the run has no results yet", where=str(path), fix="Give its command again: it goes on.")
 
 
@@ -73,16 +77,21 @@ def check_folder(path: Path, config: EvaluateConfig, header: Mapping[str, Any] |
         UsageError: the path is a file, the folder holds something else, or a run that was started otherwise.
     """
     if path.exists() and not path.is_dir():
-        raise UsageError("the path of the run is a file", expected="a folder", where=str(path),
-                         fix="Give another path with --out.")
+        raise UsageError(
+            "the path of the run is a file", expected="a folder", where=str(path), fix="Give another path with --out."
+        )
     with writing(path, begun=False):
         names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")} if path.is_dir() else set()
     if "config.yaml" in names:
         _compare(path, config, header or {})
     elif names - UNLISTED:
-        raise UsageError("the folder holds something else", expected="an empty folder, a new one, or a run",
-                         got=", ".join(sorted(names - UNLISTED)[:3]), where=str(path),
-                         fix="Give another folder with --out.")
+        raise UsageError(
+            "the folder holds something else",
+            expected="an empty folder, a new one, or a run",
+            got=", ".join(sorted(names - UNLISTED)[:3]),
+            where=str(path),
+            fix="Give another folder with --out.",
+        )
 
 
 def _compare(path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> None:
@@ -94,8 +103,10 @@ def _compare(path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> N
         if before and now and before != now:
             changes.append(f"contents of {part}: sha256 {before[:12]} -> {now[:12]}")
     if changes:
-        raise UsageError(f"the run in {path} was started otherwise: {'; '.join(changes)}",
-                         fix="Give another folder with --out, or the old options to go on.")
+        raise UsageError(
+            f"the run in {path} was started otherwise: {'; '.join(changes)}",
+            fix="Give another folder with --out, or the old options to go on.",
+        )
 
 
 def _fingerprint(source: Mapping[str, Any], part: str) -> str | None:

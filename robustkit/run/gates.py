@@ -32,14 +32,24 @@ def parse_gate(text: str) -> tuple[str, float]:
     metric, equals, value = (part.strip() for part in text.partition("="))
     where = f"--fail-under {text}"
     if not equals:
-        raise UsageError("cannot read a gate", expected="METRIC=VALUE", got=repr(text), where=where,
-                         fix="Write for example robust_accuracy=0.45.")
+        raise UsageError(
+            "cannot read a gate",
+            expected="METRIC=VALUE",
+            got=repr(text),
+            where=where,
+            fix="Write for example robust_accuracy=0.45.",
+        )
     if metric not in METRICS:
         raise UsageError("unknown metric in a gate", got=repr(metric), where=where, fix=near(metric, METRICS))
     threshold = parse_fraction(value, where)
     if not 0 <= threshold <= 1:
-        raise UsageError("a gate outside [0, 1]", expected="a share such as 0.45", got=value, where=where,
-                         fix="Accuracies are shares, not percentages: write 0.45 for 45 %.")
+        raise UsageError(
+            "a gate outside [0, 1]",
+            expected="a share such as 0.45",
+            got=value,
+            where=where,
+            fix="Accuracies are shares, not percentages: write 0.45 for 45 %.",
+        )
     return metric, threshold
 
 

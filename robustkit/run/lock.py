@@ -33,8 +33,12 @@ class RunLock:
             try:
                 self._lock.acquire()
             except Timeout:  # an OSError, too
-                raise UsageError("another process works on this run", got=self._holder(), where=str(self._folder),
-                                 fix="Wait for it, or give another folder with --out.") from None
+                raise UsageError(
+                    "another process works on this run",
+                    got=self._holder(),
+                    where=str(self._folder),
+                    fix="Wait for it, or give another folder with --out.",
+                ) from None
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         replace_file(self._note, canonical_json({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
 

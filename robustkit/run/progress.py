@@ -91,8 +91,12 @@ class RichProgress(NoProgress):
 
     def __init__(self, console: Console | None = None) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[robust]}", markup=False),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[robust]}", markup=False),
             console=console or Console(stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}

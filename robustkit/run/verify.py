@@ -13,7 +13,6 @@ from robustkit.core.model import Model, wrap
 from robustkit.core.threat import threat_from
 from robustkit.data import as_data
 from robustkit.run.config import EvaluateConfig, load_config
-from robustkit.run.diagnostics import verification
 from robustkit.run.directory import RunDirectory
 from robustkit.run.evaluate import plan_from
 from robustkit.run.evidence import stored
@@ -24,6 +23,7 @@ from robustkit.run.manifest import check_manifest
 from robustkit.run.plan import Plan, build_attacks
 from robustkit.run.stages import CLEAN
 from robustkit.run.summary import is_tie, summarise
+from robustkit.run.verification import verification
 
 
 def verify(path: str | Path, *, model: Model | None = None, data: Any = None) -> list[Diagnostic]:

@@ -40,11 +40,21 @@ def read_yaml(path: Path) -> Any:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError("cannot read the configuration", expected="a YAML file", got=error.strerror or str(error),
-                         where=str(path), fix="Check the path and its permissions.") from None
+        raise UsageError(
+            "cannot read the configuration",
+            expected="a YAML file",
+            got=error.strerror or str(error),
+            where=str(path),
+            fix="Check the path and its permissions.",
+        ) from None
     if len(raw) > MAX_BYTES:
-        raise UsageError("the configuration is too large", expected="at most 1 MB", got="more", where=str(path),
-                         fix="A configuration holds options, no data.")
+        raise UsageError(
+            "the configuration is too large",
+            expected="at most 1 MB",
+            got="more",
+            where=str(path),
+            fix="A configuration holds options, no data.",
+        )
     try:
         loader = _PlainLoader(raw.decode("utf-8"))
         try:
@@ -52,8 +62,13 @@ def read_yaml(path: Path) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UsageError("cannot read the configuration", expected="plain YAML in UTF-8", got=_one_line(error),
-                         where=str(path), fix="Write `key: value` lines, as in a stored config.yaml.") from None
+        raise UsageError(
+            "cannot read the configuration",
+            expected="plain YAML in UTF-8",
+            got=_one_line(error),
+            where=str(path),
+            fix="Write `key: value` lines, as in a stored config.yaml.",
+        ) from None
     return {} if value is None else value
 
 

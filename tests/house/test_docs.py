@@ -18,22 +18,22 @@ import yaml
 import robustkit
 from robustkit.cli.app import app
 from robustkit.core.attack import ATTACKS
-from robustkit.run import diagnostics, evidence, gates, plan, preflight
+from robustkit.run import behaviour, diagnostics, evidence, gates, gradients, plan, probe, verification
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
-TITLES = preflight.TITLES | diagnostics.TITLES
+TITLES = probe.TITLES | diagnostics.TITLES | {"D17": verification.TITLE}
 THRESHOLDS = {  # page -> how it must state the constants of the code
-    "D1": (f"{100 * preflight.ZERO_SHARE:g} %",),
-    "D2": (f"{preflight.SPREAD:.0e}".replace("e-0", "e-"), f"{100 * preflight.JUMP:g} %"),
+    "D1": (f"{100 * gradients.ZERO_SHARE:g} %",),
+    "D2": (f"{behaviour.SPREAD:.0e}".replace("e-0", "e-"), f"{100 * behaviour.JUMP:g} %"),
     "D4": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
     "D5": (f"{200 * diagnostics.POINT:g} %",),
     "D8": (f"{200 * diagnostics.POINT:g} %",),
     "D10": (f"{diagnostics.NOISE_DRAWS} random points", f"{200 * diagnostics.POINT:g} %"),
     "D11": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
-    "D17": (f"{100 * diagnostics.SURVIVES:g} %",),
+    "D17": (f"{100 * verification.SURVIVES:g} %",),
     "index": (f"{plan.PROBE} evenly spaced", f"{evidence.PROBE_VALUES // (3 * 32 * 32)} samples"),
 }
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)

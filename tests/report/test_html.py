@@ -16,7 +16,7 @@ from robustkit.report import images
 from robustkit.report.files import RunFiles
 from robustkit.report.html import fragment, render
 
-BLOCKS = "threat curve attacks classes gallery diagnostics cost reproduce coverage about".split()
+BLOCKS = ["threat", "curve", "attacks", "classes", "gallery", "diagnostics", "cost", "reproduce", "coverage", "about"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -142,10 +142,19 @@ def test_fragment_is_the_first_block(run_folder):
     assert "<script" not in source and "<html" not in source
 
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync "
-    "--disable-component-update --disable-extensions --disable-default-apps --disable-features=NetworkTimeServiceQuerying"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--disable-component-update",
+    "--disable-extensions",
+    "--disable-default-apps",
+    "--disable-features=NetworkTimeServiceQuerying",
+]
 OWN = re.compile(r"https?://[a-z0-9.-]*\.(google|googleapis|gvt1)\.com/")
 """What a browser asks of its maker by itself, whatever page it shows."""
 

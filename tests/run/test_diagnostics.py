@@ -16,7 +16,8 @@ from robustkit.core.options import method
 from robustkit.core.registry import Entry
 from robustkit.core.search import Search
 from robustkit.core.threat import L2, Linf, Threat
-from robustkit.run.diagnostics import Evidence, diagnose, verification
+from robustkit.run.diagnostics import Evidence, diagnose
+from robustkit.run.verification import verification
 
 N = 40
 
