@@ -20,6 +20,8 @@ from robustkit.kernels.balls import per_sample
 
 COMPACT_BELOW = 0.75
 """Broken samples leave when fewer than this share of the batch still stands: each leaving copies the batch once."""
+CUDA_CHECK = 4
+"""Gradients between two looks at how many still stand: on CUDA each look waits for the device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ class Search:
 
     def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Let broken samples leave, here and in the tensors of the attack, when enough are broken to pay for it."""
+        if self.x.is_cuda and self._passed % CUDA_CHECK:
+            return tensors
         standing = ~self._broken
         if int(standing.sum()) >= COMPACT_BELOW * len(standing):
             return tensors

@@ -8,7 +8,7 @@ one, by a paired test, means that the given one is wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,30 +19,23 @@ from robustkit.core.model import Model
 from robustkit.core.outputs import as_tensor
 from robustkit.core.task import Classification
 from robustkit.run.interval import clopper_pearson, paired_p
+from robustkit.run.probe import row
+from robustkit.run.ranges import FAMILIES, affine, explain_range, fits
 
-FAMILIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "0.5/0.5": ((0.5,), (0.5,)),
-    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "CIFAR-100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "MNIST": ((0.1307,), (0.3081,)),
-}
 SURE, DOUBTFUL = 0.01, 0.3
 """p of the paired test up to which an alternative is taken to be better, or is worth a warning."""
+SAME = 0.02
+"""Ways of feeding that differ by less than this everywhere are one."""
 Feed = Callable[[Tensor], Tensor]
 
 
-def _row(status: Any, message: str, *, value: float | None = None, threshold: str = "", remedy: str = "") -> Diagnostic:
-    return Diagnostic(
-        id="D14",
-        title="preprocessing fits",
-        status=status,
-        value=value,
-        threshold=threshold,
-        message=message,
-        remedy=remedy,
-        invalidates=True,
-    )
+@dataclass(frozen=True)
+class Other:
+    """Another way of feeding the network itself, and what to write if it is the right one."""
+
+    name: str
+    feed: Feed
+    remedy: str
 
 
 def audit_range(model: Model, x: Tensor, y: Tensor) -> Diagnostic | None:
@@ -52,152 +45,127 @@ def audit_range(model: Model, x: Tensor, y: Tensor) -> Diagnostic | None:
     if low >= bounds.low - slack and high <= bounds.high + slack:
         return None
     seen = f"inputs run from {low:.4g} to {high:.4g}, the bounds are [{bounds.low:g}, {bounds.high:g}]"
-    fitting = [(name, feed(x)) for name, feed in _inverses(model, x)]
-    fitting = [
-        (name, z) for name, z in fitting if float(z.min()) >= bounds.low - 0.01 and float(z.max()) <= bounds.high + 0.01
-    ]
-    scored = [(_accuracy(model, z.clamp(bounds.low, bounds.high), y), name) for name, z in fitting]
-    if not scored:
-        return _row(
-            "FAIL",
-            seen,
-            value=max(abs(low), abs(high)),
-            threshold=f"[{bounds.low:g}, {bounds.high:g}]",
-            remedy="Give images in the bounds, and mean and std to wrap(); or set the bounds to the true range.",
-        )
-    best, name = max(scored, key=lambda pair: pair[0] if pair[0] is not None else -1)
-    given = _accuracy(model, x, y)
-    accuracy = (
-        "" if best is None or given is None else f"; clean accuracy is {given:.1%} as given and {best:.1%} after {name}"
-    )
-    return _row(
-        "FAIL",
-        seen + accuracy,
-        value=max(abs(low), abs(high)),
-        threshold=f"[{bounds.low:g}, {bounds.high:g}]",
-        remedy=f"The data look {_looks(name)}: give images in [{bounds.low:g}, {bounds.high:g}], and let "
-        "wrap(net, mean=..., std=...) normalise.",
-    )
-
-
-def _inverses(model: Model, x: Tensor) -> Iterator[tuple[str, Feed]]:
-    """Ways back into the bounds."""
-    if float(x.max()) > 4 * model.bounds.high:
-        yield "dividing by 255", lambda z: z / 255
-    families = dict(FAMILIES)
-    if model.mean is not None and model.std is not None:
-        families = {"the model's own": (model.mean, model.std), **families}
-    for name, (mean, std) in families.items():
-        if _fits(mean, x):
-            yield f"undoing a normalisation by {name} mean and std", _affine(mean, std, inverse=True)
+    told, remedy = explain_range(model, x, y)
+    threshold = f"[{bounds.low:g}, {bounds.high:g}]"
+    return row("D14", "FAIL", seen + told, value=max(abs(low), abs(high)), threshold=threshold, remedy=remedy)
 
 
 def audit(model: Model, x: Tensor, y: Tensor, outputs: Tensor) -> Diagnostic:
     """Inputs inside the bounds: whether another way of feeding them is right more often."""
     if not isinstance(model.task, Classification):
-        return _row("NOT RUN", "only for classification")
+        return row("D14", "NOT RUN", "the range fits; the other ways of feeding are tried for classification only")
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        return _row("NOT RUN", "only for images of one or three channels")
-    right = outputs.argmax(1) == y
-    given = float(right.double().mean())
-    found = [(name, verdict) for name, verdict in _alternatives(model, x, y)]
-    if not found:
-        return _row("NOT RUN", "the network could not be fed otherwise")
-    name, other = max(found, key=lambda pair: int(pair[1].sum()))
-    better = float(other.double().mean())
-    gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
-    p = paired_p(lost, gained)
-    value, threshold = better - given, f"no alternative better with p < {SURE:g}"
-    if gained <= lost or p > DOUBTFUL:
-        return _row(
-            "PASS",
-            f"clean accuracy is {given:.1%}; none of {len(found)} other ways of feeding the network is clearly better "
-            f"(best: {name}, {better:.1%})",
-            value=value,
-            threshold=threshold,
+        return row(
+            "D14", "NOT RUN", "the range fits; other ways of feeding are known only for images of 1 or 3 channels"
         )
-    low, high = clopper_pearson(int(right.sum()), len(y))
-    seen = f"clean accuracy is {given:.1%} ({low:.1%} to {high:.1%}) as given and {better:.1%} with {name}"
-    if p < SURE:
-        return _row("FAIL", f"{seen} (p = {p:.1g})", value=value, threshold=threshold, remedy=_remedy(name))
-    return _row(
-        "WARN",
-        f"{seen}; the difference may be chance (p = {p:.2g})",
-        value=value,
+    right = outputs.argmax(1) == y
+    found = list(_tried(model, x, y))
+    if not found:
+        return row("D14", "NOT RUN", "the network could not be fed otherwise")
+    return _verdict(right, *max(found, key=lambda pair: int(pair[1].sum())), len(found))
+
+
+def _verdict(right: Tensor, other: Other, verdicts: Tensor, tried: int) -> Diagnostic:
+    """The best other way against the given one, by the exact sign test on the samples where they disagree."""
+    given, better = (float(v.double().mean()) for v in (right, verdicts))
+    gained, lost = int((verdicts & ~right).sum()), int((right & ~verdicts).sum())
+    p, threshold = paired_p(lost, gained), f"no alternative better with p < {SURE:g}"
+    if gained <= lost or p > DOUBTFUL:
+        text = f"clean accuracy is {given:.1%}; none of {tried} other ways of feeding the network is clearly better"
+        best = f" (best: {other.name}, {better:.1%})"
+        return row("D14", "PASS", text + best, value=better - given, threshold=threshold)
+    low, high = clopper_pearson(int(right.sum()), len(right))
+    seen = f"clean accuracy is {given:.1%} ({low:.1%} to {high:.1%}) as given and {better:.1%} with {other.name}"
+    told = f" (p = {p:.1g})" if p < SURE else f"; the difference may be chance (p = {p:.2g})"
+    return row(
+        "D14",
+        "FAIL" if p < SURE else "WARN",
+        seen + told,
+        value=better - given,
         threshold=threshold,
-        remedy=_remedy(name),
+        remedy=other.remedy,
     )
 
 
-def _alternatives(model: Model, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(name, right or wrong) of each other way to feed the network itself."""
-    for name, feed in _feeds(model, x):
+def _tried(model: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Other, Tensor]]:
+    """Each other way to feed the network, with (N,) bool: right or wrong."""
+    own = own_feed(model)
+    done = [own(x)]
+    for other in _others(model, x, own):
+        fed = other.feed(x)
+        if any(bool(((fed - seen).abs() < SAME * (1 + seen.abs())).all()) for seen in done):
+            continue
+        done.append(fed)
         try:
             with model.frozen(), torch.no_grad():
-                outputs = as_tensor(model.net(feed(x)))
-            model.cost.forwards += len(x)
-            yield name, outputs.argmax(1) == y
-        except (RuntimeError, ValueError):  # a network may check its inputs: then this is no way to feed it
+                outputs = as_tensor(model.net(fed))
+        except Exception:  # a network may check its inputs: then this is no way to feed it
             continue
+        model.cost.forwards += len(x)
+        yield other, outputs.argmax(1) == y
 
 
-def _feeds(model: Model, x: Tensor) -> Iterator[tuple[str, Feed]]:
-    own = _affine(model.mean, model.std) if model.mean is not None and model.std is not None else None
-    if own is not None:
-        yield "no normalisation", lambda z: z
-        yield "values of 0 to 255, not normalised", lambda z: z * 255
-    else:
-        yield "values of 0 to 255", lambda z: z * 255
-    for name, (mean, std) in FAMILIES.items():
-        if _fits(mean, x) and (mean, std) != (model.mean, model.std) and not _same(model, mean, std, x):
-            yield f"{name} mean and std", _affine(mean, std)
-    if x.shape[1] == 3:
-        yield "channels in the order BGR", lambda z: own(z.flip(1)) if own else z.flip(1)
-    yield "inverted colours", lambda z: own(1 - z) if own else 1 - z
-
-
-def _same(model: Model, mean: tuple[float, ...], std: tuple[float, ...], x: Tensor) -> bool:
+def own_feed(model: Model) -> Feed:
+    """What the network receives as the model is wrapped."""
     if model.mean is None or model.std is None:
-        return False
-    c = x.shape[1]
-
-    def spread(values: tuple[float, ...]) -> list[float]:
-        return [round(v, 2) for v in (values * c if len(values) == 1 else values)]
-
-    return spread(mean) == spread(model.mean) and spread(std) == spread(model.std)
+        return lambda z: z.clone()
+    return affine(model.mean, model.std)
 
 
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], *, inverse: bool = False) -> Feed:
-    def feed(z: Tensor) -> Tensor:
-        m, s = (torch.tensor(v, dtype=z.dtype, device=z.device).view(-1, *[1] * (z.ndim - 2)) for v in (mean, std))
-        return z * s + m if inverse else (z - m) / s
+def _others(model: Model, x: Tensor, own: Feed) -> Iterator[Other]:
+    bounds = model.bounds
+    unit = _to_unit(model, x)
+    if model.mean is not None:
+        yield Other(
+            "no normalisation",
+            lambda z: z,
+            "The network normalises by itself, or was trained without: leave mean and std out (mean=0, std=1).",
+        )
+    yield Other(
+        "values of 0 to 255",
+        lambda z: unit(z) * 255,
+        "The network wants 0 to 255: give images in [0, 1] and wrap(net, mean=0, std=1/255).",
+    )
+    if bounds.width > 4:
+        yield from _small(model, unit, own)
+    for name, (mean, std) in FAMILIES.items():
+        if fits(mean, x):
+            yield Other(f"{name} mean and std", _then(unit, affine(mean, std)), _wrapped(mean, std))
+    if x.shape[1] == 3:
+        yield Other(
+            "channels in the order BGR",
+            lambda z: own(z.flip(1)),
+            "The network wants BGR: wrap a function that flips the channels, wrap(lambda x: net(x.flip(1))).",
+        )
+    yield Other(
+        "inverted colours",
+        lambda z: own(bounds.low + bounds.high - z),
+        f"The network wants inverted images: wrap(lambda x: net({bounds.low + bounds.high:g} - x)).",
+    )
 
-    return feed
+
+def _small(model: Model, unit: Feed, own: Feed) -> Iterator[Other]:
+    """Where bounds are wide: the network, or its mean and std, are made for 0 to 1."""
+    yield Other("values of 0 to 1", unit, "The network wants 0 to 1: divide the images by 255 and use bounds (0, 1).")
+    if model.mean is not None:
+        yield Other(
+            "values of 0 to 1, normalised as given",
+            _then(unit, own),
+            "mean and std are those of images in [0, 1]: divide the images by 255 and use bounds (0, 1).",
+        )
 
 
-def _fits(mean: tuple[float, ...], x: Tensor) -> bool:
-    return x.ndim == 4 and len(mean) in (1, x.shape[1])
+def _then(first: Feed, second: Feed) -> Feed:
+    return lambda z: second(first(z))
 
 
-def _accuracy(model: Model, x: Tensor, y: Tensor) -> float | None:
-    if not isinstance(model.task, Classification) or y.ndim != 1:
-        return None
-    with model.frozen(), torch.no_grad():
-        return float((model(x).argmax(1) == y).double().mean())
+def _to_unit(model: Model, x: Tensor) -> Feed:
+    """To [0, 1], on whose scale means and stds are published: as the data are, or from the bounds."""
+    low, width = model.bounds.low, model.bounds.width
+    if float(x.min()) >= 0 and float(x.max()) <= 1 + ROUNDING:
+        return lambda z: z
+    return lambda z: (z - low) / width
 
 
-def _looks(name: str) -> str:
-    return "like 8-bit images" if "255" in name else "normalised already"
-
-
-def _remedy(name: str) -> str:
-    if name in FAMILIES or name.removesuffix(" mean and std") in FAMILIES:
-        mean, std = FAMILIES[name.removesuffix(" mean and std")]
-        return f"Wrap it so: wrap(net, mean={list(mean)}, std={list(std)}), or --mean and --std."
-    if name == "no normalisation":
-        return "The network normalises by itself, or was trained without: leave mean and std out (mean=0, std=1)."
-    if "255" in name:
-        return "The network wants 0 to 255: wrap(net, mean=0, std=1/255)."
-    if "BGR" in name:
-        return "The network wants BGR: wrap a function that flips the channels, wrap(lambda x: net(x.flip(1)))."
-    return "The network wants inverted images: wrap(lambda x: net(1 - x))."
+def _wrapped(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    return f"Wrap it so: wrap(net, mean={list(mean)}, std={list(std)}) with images in [0, 1], or --mean and --std."

@@ -21,10 +21,9 @@ from robustkit.run.interval import clopper_pearson
 from robustkit.run.plan import Plan
 from robustkit.run.stages import CLEAN, samples_file
 from robustkit.run.standards import ASSESSED, KNOWLEDGE, NOT_ASSESSED
+from robustkit.run.verification import TIE
 
 Row = dict[str, Any]
-TIE = 1e-5
-"""Margins below this are too small to call: batch sizes alone move logits by about 1e-6."""
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,17 @@ def test_d17_tells_what_eight_bits_keep():
     assert row.status == "WARN" and row.value == 0.0 and "8 bits" in row.message
 
 
+def test_d17_random_networks_are_warned_about():
+    class Noisy(Patterns):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 30 * torch.randn(len(x), 4)
+
+    _, x, y, adv = batch(Linf(0.4))
+    assert len(x) > 20
+    row = verification(rk.wrap(Noisy(), eot=2), [(torch.arange(len(x)), x, y, None, adv)], Linf(0.4))
+    assert row.status == "WARN" and "random" in row.message
+
+
 def test_nothing_right_when_clean():
     e = evidence()
     none = replace(e, x=e.x[:0], y=e.y[:0], ids=e.ids[:0], success={"it": torch.zeros(0, dtype=torch.bool)})
