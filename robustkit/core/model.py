@@ -206,18 +206,19 @@ class Model:
         """
         shape = tuple(x.shape[1:])
         if shape not in self._shapes:
+            probe = x[:1].detach().clone().requires_grad_()
             with self.frozen(), self.metered(refund=True):
                 try:
-                    self._shapes[shape] = tuple(self(x[:1]).shape[1:])
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    if isinstance(error, UsageError):
-                        raise
+                    self._shapes[shape] = tuple(self(probe).shape[1:])
+                except UsageError:
+                    raise
+                except Exception as error:
                     raise UsageError(
                         "the network does not accept these inputs",
-                        expected="a batch it can run on",
+                        expected="a batch it can run on, with gradients",
                         got=f"{x.dtype} of shape (N, {', '.join(map(str, shape))}): {_first_line(error)}",
                         where="x",
-                        fix="Check channels, image size and layout (channels first).",
+                        fix="Check channels, image size and layout (channels first); x must not be changed in place.",
                     ) from error
         return self._shapes[shape]
 

@@ -132,7 +132,8 @@ def _renamed(predicted: Tensor, y: Tensor, classes: int) -> float | None:
     half[y.argsort(stable=True)[::2]] = True  # every class in both
     rights = sum(_renamed_right(predicted[a], y[a], predicted[b], y[b]) for a, b in ((half, ~half), (~half, half)))
     low, _ = clopper_pearson(rights, len(y))
-    return rights / len(y) if low > min(2 / classes, (1 + 1 / classes) / 2) else None
+    chance = max(1 / classes, int(y.unique(return_counts=True)[1].max()) / len(y))  # what naming one class reaches
+    return rights / len(y) if low > min(2 * chance, (1 + chance) / 2) else None
 
 
 def _renamed_right(predicted: Tensor, y: Tensor, new_predicted: Tensor, new_y: Tensor) -> int:

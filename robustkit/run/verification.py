@@ -17,7 +17,7 @@ from robustkit.core.threat import Threat
 
 TITLE = "stored inputs verify"
 ROOM = 1e-6
-"""Slack of stored distances and bounds, absolute: inputs are float32."""
+"""Slack of stored distances, relative to eps; to it comes the rounding of every value, half a digit of its type."""
 TIE = 1e-5
 """Margins below this are too small to call: batch sizes alone move logits by about 1e-6."""
 ALONE = 8
@@ -50,10 +50,12 @@ def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagn
 
 
 def _outside(model: Model, threat: Threat, x: Tensor, adversarial: Tensor) -> Tensor:
-    """(N,) bool: outside ball or bounds by more than rounding."""
-    room = max(ROOM, torch.finfo(adversarial.dtype).eps)
-    far = threat.distance(adversarial.double(), x.double()) > threat.eps * (1 + ROOM) + room * _terms(threat, x)
+    """(N,) bool: outside ball or bounds by more than the rounding of the numbers that are stored."""
+    digit = torch.finfo(adversarial.dtype).eps
+    room = digit / 2 * max(abs(model.bounds.low), abs(model.bounds.high))
+    limit = threat.eps * (1 + max(ROOM, 2 * digit)) + room * _terms(threat, x)
     low, high = adversarial.flatten(1).amin(1), adversarial.flatten(1).amax(1)
+    far = threat.distance(adversarial.double(), x.double()) > limit
     return far | (low < model.bounds.low - room) | (high > model.bounds.high + room)
 
 

@@ -95,6 +95,14 @@ def test_no_gradient_is_an_error_and_an_unused_input_a_zero():
     assert (grad == 0).all()
 
 
+@pytest.mark.parametrize(
+    "spoil", [lambda x: x.mul_(2), lambda x: {}[1], lambda x: 1 / 0, lambda x: x @ torch.rand(3, 3)]
+)
+def test_networks_that_fail_are_named(spoil):
+    with pytest.raises(UsageError, match="does not accept these inputs"):
+        wrap(lambda x: linear()(spoil(x))).output_shape(torch.rand(2, 4))
+
+
 def test_frozen_restores_after_an_error():
     net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(4)).train()
     net[0].eval()

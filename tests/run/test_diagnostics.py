@@ -230,3 +230,65 @@ def test_nothing_right_when_clean():
 
 def test_single_step_runs_are_checked_with_pgd():
     assert rows(evidence(attack=rk.FGSM()))["D11"].status in ("PASS", "WARN")
+
+
+def test_d3_random_networks_are_warned_about():
+    e = evidence(silent=2)
+    row = rows(replace(e, model=rk.wrap(Patterns(), eot=2)))["D3"]
+    assert row.status == "WARN" and "random" in row.message
+
+
+def test_d4_single_step_runs_that_miss_are_told_so():
+    """FGSM broke nothing, as the evidence has it, and PGD does: the number is too high."""
+    e = evidence(attack=rk.FGSM())
+    row = rows(replace(e, success={"fgsm": torch.zeros(len(e.x), dtype=torch.bool)}))["D4"]
+    assert row.status == "FAIL" and "no attack of the run takes many steps" in row.message and "pgd" in row.remedy
+
+
+def test_d6_step_sizes_grow_with_the_ball():
+    """Five steps of 0.02 cannot cross the input; that is no sign of broken gradients."""
+    assert rows(evidence(attack=rk.PGD(steps=5, step_size=0.02)))["D6"].status == "PASS"
+
+
+def test_d6_too_few_steps_are_no_broken_gradients():
+    row = rows(evidence(attack=rk.PGD(steps=1, step_size=0.002, random_start=False)))["D6"]
+    assert row.status == "WARN" and "steps=50" in row.remedy
+
+
+def test_d8_one_sample_of_a_small_probe_is_a_warning():
+    e = evidence(attack=Fickle(above=0.0))
+    one_step = rk.FGSM(threat=e.threat)(e.model, e.x, e.y, ids=e.ids).success
+    some = torch.cat([one_step.nonzero()[:1, 0], (~one_step).nonzero()[:9, 0]])
+    small = replace(
+        e, x=e.x[some], y=e.y[some], ids=e.ids[some], success={"it": torch.zeros(len(some), dtype=torch.bool)}
+    )
+    row = rows(small)["D8"]
+    assert row.status == "WARN" and row.value == pytest.approx(1 / len(some))
+
+
+def test_d10_looks_into_the_corners():
+    """Breaks only near the corners of the ball, which uniform points of its inside never reach."""
+
+    def net(x: Tensor) -> Tensor:
+        z = (x - 0.5).flatten(1).norm(dim=1).detach() - 0.5 + 0 * x.flatten(1).sum(1)
+        return torch.stack([-z, z], 1)
+
+    x, y = torch.full((8, 1, 6, 6), 0.5), torch.zeros(8, dtype=torch.long)
+    e = replace(evidence(), model=rk.wrap(net), x=x, y=y, ids=torch.arange(8), threat=Linf(0.1), stored=lambda: [])
+    row = rows(replace(e, success={"it": torch.zeros(8, dtype=torch.bool)}))["D10"]
+    assert row.fatal and row.value == 1.0
+
+
+@pytest.mark.parametrize("threat", [Linf(8 / 255), L2(0.5), rk.L1(12.0)], ids=lambda t: t.norm)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_d17_forgives_rounding_and_no_more(threat, dtype):
+    """On inputs of the size of a photo, where the rounding of 150,000 values adds up."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 224, 224, generator=g).to(dtype)
+    model = rk.wrap(lambda v: torch.stack([v.flatten(1)[:, 0] - 9, v.flatten(1)[:, 0]], 1))
+    y, ids = torch.zeros(2, dtype=torch.long), torch.arange(2)
+    noise = torch.randn(x.shape, generator=g).to(dtype)
+    adv = threat.project(x + noise, x, model.bounds)
+    assert verification(model, [(ids, x, y, None, adv)], threat).status == "PASS"
+    if dtype == torch.float32:
+        assert verification(model, [(ids, x, y, None, adv)], threat.at(threat.eps * 0.998)).fatal

@@ -133,6 +133,60 @@ def test_inputs_the_network_cannot_take():
     assert row.fatal and "does not run" in row.message
 
 
+def raises(kind: type[Exception]):
+    def net(x: Tensor) -> Tensor:
+        raise kind("made for other inputs")
+
+    return net
+
+
+@pytest.mark.parametrize("kind", [AssertionError, KeyError, AttributeError, NotImplementedError])
+def test_whatever_a_network_raises_is_told(kind):
+    row = look(raises(kind), *data())["D14"]
+    assert row.fatal and "made for other inputs" in row.message
+
+
+def test_normalised_inputs_of_a_network_that_wants_them():
+    """The commonest mistake: as accurate as can be, and eps and bounds in the wrong units."""
+    x, y = data()
+    x = (x * 255).round() / 255
+    z = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    for given in ({}, {"mean": 0.0, "std": 1.0}):
+        row = look(Patterns(MEAN, STD), z, y, **given)["D14"]
+        assert row.fatal and "ImageNet" in row.message and "if the wrapper does that step" in row.message
+        assert "wrap(net, mean=[0.485, 0.456, 0.406]" in row.remedy
+
+
+def test_normalised_vectors():
+    x, y = data()
+    net = nn.Sequential(nn.Unflatten(1, (3, 6, 6)), Patterns((0.5,), (0.5,)))
+    row = look(net, ((x - 0.5) / 0.5).flatten(1), y)["D14"]
+    assert row.fatal and "0.5/0.5" in row.message
+    right = look(net, x.flatten(1), y, mean=0.5, std=0.5)
+    assert right["D14"].status == "NOT RUN" and not refused(right)
+
+
+@pytest.mark.parametrize("given", [{}, {"mean": MEAN, "std": STD}])
+def test_bounds_of_0_to_255_before_a_network_for_0_to_1(given):
+    x, y = data()
+    net = Patterns(MEAN, STD) if given else Patterns()
+    row = look(net, x * 255, y, bounds=(0, 255), **given)["D14"]
+    assert row.fatal and "values of 0 to 1" in row.message and "bounds (0, 1)" in row.remedy
+    right = look(lambda v: Patterns()(v / 255), x * 255, y, bounds=(0, 255))
+    assert right["D14"].status == "PASS"
+
+
+def test_inputs_changed_in_place():
+    def net(x: Tensor) -> Tensor:
+        x -= 0.001
+        return Patterns()(x)
+
+    x, y = data()
+    before = x.clone()
+    row = look(net, x, y)["D14"]
+    assert row.fatal and "in place" in row.message and torch.equal(x, before)
+
+
 # -- D12: outputs ----------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +198,33 @@ def test_probabilities():
 def test_saturated_logits():
     rows = look(Patterns(scale=1e4), *data())
     assert rows["D12"].status == "WARN" and "loss=margin" in rows["D12"].remedy and not refused(rows)
+
+
+def test_probabilities_in_few_digits():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, CLASSES), nn.Softmax(1)).bfloat16()
+    x, y = data()
+    assert look(net, x.bfloat16(), y)["D12"].fatal
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_without_value(value):
+    def net(x: Tensor) -> Tensor:
+        return torch.cat([Patterns()(x)[:, 1:], x.new_full((len(x), 1), value)], 1)
+
+    row = look(net, *data())["D12"]
+    assert row.fatal and "120 of 120" in row.message
+
+
+def test_a_masked_class_is_no_mistake():
+    def net(x: Tensor) -> Tensor:
+        return torch.cat([Patterns()(x), x.new_full((len(x), 1), -torch.inf)], 1)
+
+    assert not refused(look(net, *data()))
+
+
+def test_whole_numbers_have_no_gradient():
+    row = look(lambda x: Patterns()(x).round().long(), *data())["D1"]
+    assert row.fatal and "means nothing here" in row.message
 
 
 # -- D1: gradients ---------------------------------------------------------------------------------------------------
@@ -208,6 +289,14 @@ def test_random_networks():
     assert rows["D2"].status == "WARN" and not refused(rows)
 
 
+def test_noise_that_a_large_offset_hides():
+    class Lifted(Patterns):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z) + 1e4 + 0.05 * torch.randn(len(z), CLASSES)
+
+    assert look(Lifted(), *data())["D2"].fatal
+
+
 def test_jumpy_loss_is_flagged():
     def jumpy(x: Tensor) -> Tensor:
         return Patterns()(x) * (1 + 3 * torch.sin(1e5 * x.flatten(1).sum(1, keepdim=True)) ** 2)
@@ -224,6 +313,59 @@ def test_train_mode_is_reported_and_restored():
     assert net[1].training and not net.training and not refused(rows)
 
 
+class Normed(nn.Module):
+    """BatchNorm that changes next to nothing in evaluation mode, before the patterns."""
+
+    def __init__(self, track: bool = True, force: bool = False) -> None:
+        super().__init__()
+        self.bn, self.patterns, self.force = (
+            nn.BatchNorm2d(CHANNELS, track_running_stats=track),
+            Patterns(),
+            force,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.force:
+            self.bn.train()
+        return self.patterns(self.bn(x))
+
+
+def test_batchnorm_in_train_mode_is_set_to_evaluation():
+    net = Normed().eval()
+    net.bn.train()
+    rows = look(net, *data())
+    assert rows["D15"].status == "WARN" and "bn (BatchNorm2d)" in rows["D15"].message and not refused(rows)
+    assert net.bn.training and not net.patterns.training and torch.equal(net.bn.running_mean, torch.zeros(CHANNELS))
+    assert look(Normed().eval(), *data())["D15"].status == "PASS"
+
+
+def test_batchnorm_on_the_statistics_of_the_batch():
+    """Nothing is random and no flag is wrong, and yet each answer depends on the other samples."""
+    hidden = Normed().train()
+    for net in (Normed(track=False).eval(), lambda x: hidden(x)):
+        row = look(net, *data())["D15"]
+        assert row.fatal and "other samples" in row.message and "track_running_stats" in row.remedy
+
+
+def test_batchnorm_that_refuses_single_values():
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108, track_running_stats=False), nn.Linear(108, CLASSES)).eval()
+    x, y = data()
+    assert look(net, x[:2], y[:2])["D15"].fatal
+
+
+def test_a_network_that_trains_itself_while_it_predicts():
+    net = Normed(force=True).eval()
+    rows = look(net, *data())
+    assert rows["D15"].fatal and "bn.running_mean" in rows["D15"].message
+    assert torch.equal(net.bn.running_mean, torch.zeros(CHANNELS)) and int(net.bn.num_batches_tracked) == 0
+
+
+def test_plain_functions_are_in_no_mode():
+    net = Patterns().eval()
+    rows = look(lambda x: net(x), *data())
+    assert {row.status for row in rows.values()} == {"PASS"}
+
+
 def test_optimisation_inside_the_forward():
     def purify(x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -235,6 +377,29 @@ def test_optimisation_inside_the_forward():
     rows = look(purify, *data())
     assert rows["D13"].status == "WARN" and rows["D13"].value >= 1
     assert torch.autograd.grad is before
+
+
+def test_optimisation_under_another_name():
+    from torch.autograd import grad
+
+    def purify(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (step,) = grad(leaf.square().sum(), leaf)
+        return Patterns()(x - 0.0 * step)
+
+    rows = look(purify, *data())
+    assert rows["D13"].status == "WARN" and not refused(rows)
+
+
+def test_optimisation_that_needs_gradients_switched_on():
+    def purify(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (step,) = torch.autograd.grad(leaf.square().sum(), leaf)
+        return Patterns()(x - 0.0 * step)
+
+    row = look(purify, *data())["D13"]
+    assert row.fatal and "enable_grad" in row.remedy
 
 
 # -- D16: labels -----------------------------------------------------------------------------------------------------
@@ -254,6 +419,42 @@ def test_more_labels_than_outputs():
     assert row.fatal and "6 outputs" in row.message and "y - 1" in row.remedy
     row = look(Patterns(), x, y * 300)["D16"]
     assert row.fatal and "class map" in row.remedy
+
+
+@pytest.mark.parametrize("offset", [5, -3, 994])
+def test_the_offset_that_fits_is_named(offset):
+    x, y = data()
+    row = look(Patterns(), x, y + offset)["D16"]
+    assert row.fatal and f"y {'-' if offset > 0 else '+'} {abs(offset)}:" in row.remedy and "98.3%" in row.remedy
+
+
+def test_only_offsets_into_the_range_are_named():
+    """As they are more labels agree, but one of them is out of range."""
+    x, y = data()
+    y = y.clamp_min(1)
+    y[0] = CLASSES
+    row = look(Patterns(), x, y)["D16"]
+    assert row.fatal and "y - 1" in row.remedy
+
+
+def test_two_classes_the_wrong_way_round():
+    x, y = data()
+    row = look(lambda v: Patterns()(v)[:, :2], x[y < 2], 1 - y[y < 2])["D16"]
+    assert row.fatal and "another order" in row.message
+
+
+def test_what_explains_more_is_named():
+    """Inverted colours make a consistent mess of the classes: it is not the class map that is wrong."""
+    net = Patterns()
+    rows = look(lambda x: net(1 - x), *data())
+    assert rows["D14"].fatal and "inverted" in rows["D14"].message and "another order" not in rows["D16"].message
+
+
+def test_very_many_classes():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 21_841))
+    x, y = data()
+    row = look(net, x, y * 3_000)["D16"]
+    assert row.fatal and "guessing" in row.message
 
 
 def test_shuffled_classes():
@@ -276,6 +477,33 @@ def test_guessing_is_refused_but_three_photos_refuse_nothing():
 def test_labels_of_the_wrong_form(labels):
     x, y = data()
     assert look(Patterns(), x, labels(y))["D16"].fatal
+
+
+# -- other tasks -----------------------------------------------------------------------------------------------------
+
+
+def dense(x: Tensor) -> Tensor:
+    """Dark and bright pixels."""
+    z = x.mean(1) - 0.5
+    return torch.stack([-z, z], 1)
+
+
+def test_dense_tasks():
+    x, _ = data()
+    y = dense(x).argmax(1)
+    rows = look(dense, x, y, task="segmentation")
+    assert not refused(rows) and rows["D16"].status == "NOT RUN" and rows["D1"].status == "PASS"
+    assert look(dense, x, y + 9, task="segmentation")["D16"].fatal
+    assert look(dense, x, y[:, 0, 0], task="segmentation")["D16"].fatal
+    assert look(dense, x, y[:, 0, 0])["D16"].fatal  # dense outputs, wrapped as a classifier
+    assert look(dense, 255 * x, y[:, 0, 0])["D14"].fatal
+
+
+def test_regression_that_fits_exactly_has_gradients():
+    x, y = data()
+    net = Patterns()
+    assert not refused(look(net, x, net(x).detach(), task="regression"))
+    assert look(net, x, y, task="regression")["D16"].fatal
 
 
 def test_nothing_is_left_behind():
