@@ -119,7 +119,9 @@ def test_frozen_restores_after_an_error():
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
 def test_fast_copy_is_the_same_function(name):
-    net = timm.create_model(name, pretrained=False, num_classes=7).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(name, pretrained=False, num_classes=7).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             g = torch.Generator().manual_seed(0)
@@ -131,7 +133,8 @@ def test_fast_copy_is_the_same_function(name):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with model.frozen(), torch.no_grad():
         fast = model.fast(x)
-        torch.testing.assert_close(fast(x), model(x), atol=2e-5, rtol=2e-5)
+        expected = model(x)
+        torch.testing.assert_close(fast(x), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     norms = [m for m in fast.module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert not norms
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
