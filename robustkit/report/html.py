@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from robustkit.report import images, plots, text
 from robustkit.report.files import RunFiles
 from robustkit.report.pages import pages
+from robustkit.report.tables import class_names
 
-ROBUST, BROKEN, WRONG = (21, 128, 116), (217, 92, 43), (148, 156, 168)
-"""Colours of samples: robust, broken, wrong without any attack."""
 MATRIX_CLASSES = 20
 PAIRS = 15
+PICTURE_BYTES = 3_500_000
+"""All pictures of the gallery together; the page stays below 5 MB."""
 
 
 def render(run: RunFiles) -> str:
@@ -29,10 +33,12 @@ def render(run: RunFiles) -> str:
         .render(
             r=r,
             run=run.run,
+            command=_command(run.run.get("command") or []),
             config=run.config_text,
+            seed=_seed(run.config_text),
             stamps=text.stamps(r),
             css=_css(),
-            levels=text.grey_levels(r),
+            levels=_levels(r),
             curve=_curve(r),
             strips=_strips(run),
             per_class=_per_class(r),
@@ -80,19 +86,47 @@ def _curve(r: Mapping[str, Any]) -> Markup | None:
     return Markup(svg)  # made of numbers alone
 
 
-def _strips(run: RunFiles) -> list[dict[str, str]]:
-    """A row of colours for each attack: samples wrong when clean, then by how many attacks break them."""
+def _command(argv: Sequence[str]) -> str:
+    """A command to paste into a shell, an option a line.
+
+    >>> print(_command(["robustkit", "evaluate", "m.py:net", "--limit", "8", "--out", "a run"]))
+    robustkit evaluate m.py:net \\
+      --limit 8 \\
+      --out 'a run'
+    """
+    lines: list[list[str]] = [[]]
+    for word in argv:
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n  ".join(map(shlex.join, lines))
+
+
+def _seed(config: str) -> str | None:
+    """The seed as the configuration states it; read without YAML, for the folder may come from anyone."""
+    found = re.search(r"^seed:\s*(-?\d+)\s*$", config, flags=re.M)
+    return found[1] if found else None
+
+
+def _levels(r: Mapping[str, Any]) -> str:
+    """The radius for people who think in 8-bit images."""
+    low, high = r["model"]["bounds"]
+    return text.grey_levels(r) or f"{255 * r['threat']['eps'] / (high - low):.4g} in units of 0 to 255"
+
+
+def _strips(run: RunFiles) -> list[dict[str, Any]]:
+    """A row for each attack: robust samples, then by how many attacks break them, those wrong when clean last."""
     right = {row["id"]: bool(row["correct"]) for row in run.clean_rows()}
     broken = [run.broken_by(k) for k in range(len(run.results["attacks"]))]
     order = sorted(right, key=lambda i: (not right[i], sum(i in b for b in broken), [i in b for b in broken], i))
-    rows = [("without attack", set()), *((a["label"], b) for a, b in zip(run.results["attacks"], broken, strict=True))]
-    return (
-        [{"label": label, "image": images.strip(_colours(order, right, lost))} for label, lost in rows] if order else []
-    )
+    labels = ["without attack", *(attack["label"] for attack in run.results["attacks"])]
+    rows = zip(labels, [set[int](), *broken], strict=True) if order else ()
+    return [{"label": label, "svg": Markup(plots.strip(_codes(order, right, lost)))} for label, lost in rows]
 
 
-def _colours(order: list[int], right: dict[int, bool], lost: set[int]) -> Any:
-    return np.array([WRONG if not right[i] else BROKEN if i in lost else ROBUST for i in order], dtype=np.uint8)
+def _codes(order: list[int], right: dict[int, bool], lost: set[int]) -> NDArray[np.int64]:
+    """Places in :data:`plots.STATES`."""
+    return np.array([2 if not right[i] else int(i in lost) for i in order], dtype=np.int64)
 
 
 def _per_class(r: Mapping[str, Any], most: int = 40) -> dict[str, Any]:
@@ -103,45 +137,39 @@ def _per_class(r: Mapping[str, Any], most: int = 40) -> dict[str, Any]:
 
 def _confusion(r: Mapping[str, Any]) -> dict[str, Any]:
     """A matrix for few classes, the most frequent pairs for many."""
-    pairs = r["confusion"]
-    names = {c["class"]: c["name"] for c in r["per_class"]}
-    known = r["model"]["class_names"] or []
-    classes = sorted({*(p["from"] for p in pairs), *(p["to"] for p in pairs)})
-    label = {c: names.get(c) or (known[c] if c < len(known) else str(c)) for c in classes}
+    pairs, names = r["confusion"], class_names(r)
+    classes = sorted({p[key] for p in pairs for key in ("from", "to")})
+    label = {c: names.get(c, str(c)) for c in classes}
     if not pairs or r["model"]["outputs"] > MATRIX_CLASSES:
         return {"pairs": [{**p, "from": label[p["from"]], "to": label[p["to"]]} for p in pairs[:PAIRS]], "matrix": None}
     counts = {(p["from"], p["to"]): p["count"] for p in pairs}
+    rows = [{"name": label[a], "cells": _cells([counts.get((a, b), 0) for b in classes], counts)} for a in classes]
+    columns = [label[c] for c in classes]
+    return {"matrix": {"columns": columns, "rows": rows, "tall": max(map(len, columns)) > 3}, "pairs": []}
+
+
+def _cells(row: list[int], counts: Mapping[Any, int]) -> list[dict[str, float]]:
     largest = max(counts.values())
-    rows = [
-        {
-            "name": label[a],
-            "cells": [
-                {"count": counts.get((a, b), 0), "shade": round(counts.get((a, b), 0) / largest, 3)} for b in classes
-            ],
-        }
-        for a in classes
-    ]
-    return {"matrix": {"columns": [label[c] for c in classes], "rows": rows}, "pairs": []}
+    return [{"count": count, "shade": round(0.1 + 0.6 * count / largest, 3)} for count in row]
 
 
 def _gallery(run: RunFiles) -> list[dict[str, Any]]:
-    """Pictures of each entry; what is no picture is left out."""
-    stored = run.images()
+    """Pictures of each entry, as many as fit into the page; what is no picture is left out."""
+    stored, cards, size = run.images(), list[dict[str, Any]](), 0
     low, high = run.results["model"]["bounds"]
-    cards = []
     for entry in run.results["gallery"]:
-        original, adversarial = stored.get(entry["id"], (None, None))
-        if original is None or adversarial is None or not images.is_picture(original):
+        original, adversarial = stored[entry["id"]]
+        if not images.is_picture(original) or original.shape != adversarial.shape:
             continue
         difference, factor = images.perturbation(original, adversarial)
-        cards.append(
-            {
-                **entry,
-                "original": images.picture(original, low, high),
-                "changed": images.picture(adversarial, low, high),
-                "difference": difference,
-                "factor": factor,
-                "small": max(original.shape[1:]) <= 64,
-            }
-        )
+        pictures = {
+            "original": images.picture(original, low, high),
+            "difference": difference,
+            "changed": images.picture(adversarial, low, high),
+        }
+        size += sum(map(len, pictures.values()))
+        if size > PICTURE_BYTES:
+            break
+        longest = max(original.shape[1:])
+        cards.append({**entry, **pictures, "factor": factor, "small": longest <= 64, "shrunk": longest > images.LARGE})
     return cards

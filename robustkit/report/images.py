@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,26 +28,17 @@ def is_picture(array: Array) -> bool:
 
 def picture(array: Array, low: float, high: float) -> str:
     """An input (C, H, W) in [low, high] as a data URI."""
-    scaled = np.clip((array - low) / (high - low), 0, 1)
+    scaled = np.clip((np.nan_to_num(array) - low) / ((high - low) or 1.0), 0, 1)
     pixels = np.rint(scaled * 255).astype(np.uint8)
     return data_uri(_shrunk(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)))
 
 
 def perturbation(original: Array, adversarial: Array) -> tuple[str, float]:
     """The difference around mid-grey, scaled so that its largest value is white or black; and the scale."""
-    delta = adversarial - original
+    delta = np.nan_to_num(adversarial - original)
     largest = float(np.abs(delta).max())
     factor = 0.5 / largest if largest > 0 else 1.0
     return picture(0.5 + factor * delta, 0.0, 1.0), factor
-
-
-def strip(colours: NDArray[np.uint8], width: int = 600) -> str:
-    """A row of coloured samples (N, 3) as a picture of at most ``width`` columns; neighbours are averaged."""
-    n = len(colours)
-    if n > width:
-        edges = np.linspace(0, n, width + 1).astype(int)
-        colours = np.stack([colours[a:b].mean(0) for a, b in pairwise(edges.tolist())]).astype(np.uint8)
-    return data_uri(colours[None])
 
 
 def _shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Plots as inline SVG by matplotlib, coloured by the page's own style sheet, so that they fit light and dark."""
+"""Plots as inline SVG, coloured by the page's own style sheet, so that they fit light and dark."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 COLOURS = {"#010101": "currentColor", "#020202": "var(--robust)", "#030303": "var(--muted)", "#040404": "var(--broken)"}
 """Colours that matplotlib is given, and what stands in the page instead."""
 INK, ROBUST, MUTED, BROKEN = COLOURS
+STATES = ("robust", "broken", "wrong")
+"""What a sample can be, by its code 0, 1, 2; the names of the style sheet's colours."""
+COLUMNS = 600
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustkit",
@@ -25,45 +30,68 @@ STYLE: Any = {
 def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | None, norm: str) -> str:
     """Robust accuracy against eps with its interval; a mark at the eps of the run and a line at chance."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.4))
+        figure = Figure(figsize=(10.8, 3.7))
         axes = figure.add_subplot()
         x = [p["eps"] for p in points]
-        axes.fill_between(
-            x,
-            [100 * p["interval"][0] for p in points],
-            [100 * p["interval"][1] for p in points],
-            color=ROBUST,
-            alpha=0.14,
-            lw=0,
-        )
-        axes.plot(x, [100 * p["robust_accuracy"] for p in points], color=ROBUST, lw=2, marker="o", ms=4.5)
-        axes.axvline(eps, color=BROKEN, lw=1.2, ls=(0, (4, 3)))
-        axes.text(
-            eps,
-            103,
-            f"  eps of this run: {eps:.4g}  ",
-            color=BROKEN,
-            fontsize=9.5,
-            ha="left" if eps < 0.6 * max(x) else "right",
-        )
+        low, high = ([100 * p["interval"][side] for p in points] for side in (0, 1))
+        axes.fill_between(x, low, high, color=ROBUST, alpha=0.16, lw=0)
+        axes.plot(x, [100 * p["robust_accuracy"] for p in points], color=ROBUST, lw=1.8, marker="o", ms=4)
+        _frame(axes, f"eps, {norm}", "robust accuracy, %")
+        _mark(axes, eps, left=eps < 0.6 * max(x))
         if chance is not None:
-            axes.axhline(100 * chance, color=MUTED, lw=1, ls=(0, (1, 2)))
-            axes.text(0, 100 * chance + 1.5, "chance", color=MUTED, fontsize=9.5)
-        _frame(axes, f"eps ({norm})", "robust accuracy, %")
+            axes.axhline(100 * chance, color=MUTED, lw=0.9, ls=(0, (1, 2)))
+            axes.annotate("chance", (0.0, 100 * chance), (4, 4), color=MUTED, fontsize=9.5, textcoords="offset points")
         return _svg(figure, "Robust accuracy against eps")
 
 
+def strip(states: NDArray[np.int64], columns: int = COLUMNS) -> str:
+    """A row of samples (N,), each a code of :data:`STATES`, as at most ``columns`` columns, one path per state.
+
+    Where several samples share a column, each state gets its share of the height: no colour is mixed.
+    """
+    columns = min(len(states), columns)
+    edges = np.linspace(0, len(states), columns + 1).astype(int)
+    shares = np.add.reduceat(np.eye(len(STATES))[states], edges[:-1]) / np.diff(edges)[:, None]
+    starts = [0, *(np.flatnonzero((np.diff(shares, axis=0) != 0).any(1)) + 1).tolist()]
+    tops = np.cumsum(shares, axis=1) - shares
+    paths = []
+    for k, name in enumerate(STATES):
+        boxes = [
+            f"M{a} {tops[a, k]:.4g}h{b - a}v{shares[a, k]:.4g}h{a - b}z"
+            for a, b in zip(starts, [*starts[1:], columns], strict=True)
+            if shares[a, k] > 0
+        ]
+        paths.append(f'<path fill="var(--{name})" d="{"".join(boxes)}"/>' if boxes else "")
+    box = f'viewBox="0 0 {columns} 1" preserveAspectRatio="none" shape-rendering="crispEdges"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{"".join(paths)}</svg>'
+
+
+def _mark(axes: Any, eps: float, *, left: bool) -> None:
+    """The eps of the run, named on the side where there is room."""
+    axes.axvline(eps, color=BROKEN, lw=1.1, ls=(0, (4, 3)))
+    axes.annotate(
+        f"eps of this run: {eps:.4g}",
+        (eps, 104),
+        (7 if left else -7, 0),
+        textcoords="offset points",
+        color=BROKEN,
+        fontsize=9.5,
+        ha="left" if left else "right",
+    )
+
+
 def _frame(axes: Any, x: str, y: str) -> None:
-    axes.set(xlabel=x, ylabel=y, ylim=(-2, 110), yticks=range(0, 101, 20))
+    axes.set(xlabel=x, ylabel=y, ylim=(-2, 112), yticks=range(0, 101, 20))
     axes.margins(x=0.02)
-    axes.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
-    for side in ("top", "right"):
+    axes.grid(axis="y", color=MUTED, alpha=0.22, lw=0.6)
+    for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelcolor=INK, length=3, pad=5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(MUTED)
+    axes.yaxis.label.set_color(MUTED)
 
 
 def _svg(figure: Figure, title: str) -> str:
