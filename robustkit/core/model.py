@@ -230,7 +230,7 @@ class Model:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             try:
-                torch.manual_seed(seed)
+                _seed(seed, self.device)
                 self.module.eval().requires_grad_(False)
                 yield
             finally:
@@ -383,6 +383,14 @@ def _preprocessing(net: object, mean: Any, std: Any, source: object | None) -> P
             fix="They are on the scale of the bounds: divide those of 0-255 images by 255.",
         )
     return replace(found, mean=means, std=stds, source="given") if found else Preprocessing(means, stds)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the global generators that a forward on this device may read, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _version(tensor: Tensor) -> int:
