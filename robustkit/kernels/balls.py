@@ -100,8 +100,22 @@ def step_l2(adv: Tensor, x: Tensor, grad: Tensor, step: Size, eps: Size, low: fl
     if twins.on(adv):
         fused: Tensor = twins.ops().step_l2(adv, x, grad, step, eps, low, high)
         return fused
-    moved = (grad * per_sample(1 / _safe(norm(grad, 2)), grad)).mul_(sized(step, x)).add_(adv)
+    moved = steepest_l2(grad).mul_(sized(step, x)).add_(adv)
     return project_l2_box(moved, x, eps, low, high)
+
+
+def steepest_l2(grad: Tensor) -> Tensor:
+    """``grad`` scaled to unit length, zero where it is zero.
+
+    Divided by its largest entry first: the squares of gradients below 1e-19, as confident networks have, vanish.
+
+    >>> steepest_l2(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    largest = norm(grad, torch.inf) if grad.numel() else grad.new_zeros(len(grad))
+    unit = grad / per_sample(torch.where(largest > 0, largest, 1), grad)
+    return unit.div_(per_sample(_safe(norm(unit, 2)), grad))
 
 
 def _safe(length: Tensor) -> Tensor:

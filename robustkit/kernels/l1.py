@@ -7,9 +7,10 @@ from torch import Tensor
 
 from robustkit.kernels.balls import Size, norm, per_sample
 
-ROUNDS = 24
-"""Evaluations of the dual, Newton and bisection in turn: the bracket halves 12 times, and a Newton step that starts in
-the right linear piece ends at the root."""
+ROUNDS = 30
+"""Evaluations of the dual, three kinds in turn: Newton from below, Newton from above, the middle. A Newton step that
+starts in the right linear piece ends at the root. Points up to four radii away, of any spread, are then exact to
+rounding; of points hundreds of radii away that mix orders of magnitude the result may lie a little inside the ball."""
 
 
 def project_l1_box(adv: Tensor, x: Tensor, eps: Size, low: float, high: float) -> Tensor:
@@ -34,18 +35,23 @@ def project_l1_box(adv: Tensor, x: Tensor, eps: Size, low: float, high: float) -
 
 def _root(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     """The smallest t with sum(min(max(size - t, 0), room)) <= radius up to rounding, (N,); never an infeasible one."""
-    reachable = radius * (1 + 8 * torch.finfo(radius.dtype).eps)  # else rounding hides a root that Newton has hit
+    target = radius * (1 - 8 * torch.finfo(radius.dtype).eps)  # so that rounding hides no root that Newton has hit
     low, high = torch.zeros_like(radius), size.amax(1) if size.shape[1] else torch.zeros_like(radius)
-    t = low
-    for round_ in range(ROUNDS):
-        rest = (size - t[:, None]).clamp_min_(0)
-        value = torch.minimum(rest, room).sum(1)
-        slope = ((rest > 0) & (rest < room)).sum(1)
-        feasible = value <= reachable
-        high = torch.where(feasible, torch.minimum(high, t), high)
-        low = torch.where(feasible, low, torch.maximum(low, t))
-        newton = t + (value - radius) / slope.clamp_min(1)
+    from_low, from_high = _newton(size, room, low, target)[1], high - target  # the largest coordinate alone
+    for turn in range(ROUNDS):
         middle = (low + high) / 2
-        inside = (newton > low) & (newton < high) & (round_ % 2 == 0)
-        t = torch.where(inside, newton, middle)
+        guess = (from_low, from_high, middle)[turn % 3]
+        t = torch.where((guess > low) & (guess < high), guess, middle)
+        value, newton = _newton(size, room, t, target)
+        feasible = value <= radius
+        low, high = torch.where(feasible, low, t), torch.where(feasible, t, high)
+        from_low, from_high = torch.where(feasible, from_low, newton), torch.where(feasible, newton, from_high)
     return high
+
+
+def _newton(size: Tensor, room: Tensor, t: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm at t, (N,), and where its linear piece meets the radius; at a kink, the piece to the right."""
+    rest = size - t[:, None]
+    slope = ((rest > 0) & (rest < room)).sum(1)
+    value = torch.minimum(rest.clamp_min_(0), room).sum(1)
+    return value, t + (value - radius) / slope.clamp_min(1)

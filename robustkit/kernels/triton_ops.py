@@ -35,13 +35,23 @@ def _step_linf(out, adv, x, grad, step, eps, low, high, size, BLOCK: tl.constexp
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Row program_id(0): the length of the gradient, then of the moved perturbation, then the result."""
+    """Row program_id(0): the gradient's largest entry, its length, that of the moved perturbation, then the result.
+
+    The largest entry is divided out first: the squares of tiny gradients vanish.
+    """
     row = tl.program_id(0).to(tl.int64)
     radius = tl.load(eps + row)
     total = tl.zeros([BLOCK], dtype=tl.float32) if radius.dtype != tl.float64 else tl.zeros([BLOCK], dtype=tl.float64)
     for start in range(0, size, BLOCK):
         column = start + tl.arange(0, BLOCK)
         g = tl.load(grad + row * size + column, mask=column < size, other=0.0).to(total.dtype)
+        total = tl.maximum(total, tl.abs(g))
+    top = tl.max(total, 0)
+    top = tl.where(top > 0, top, 1.0)
+    total = total * 0
+    for start in range(0, size, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        g = tl.load(grad + row * size + column, mask=column < size, other=0.0).to(total.dtype) / top
         total += g * g
     scale = tl.load(step + row).to(total.dtype) / tl.maximum(tl.sqrt(tl.sum(total, 0)), tiny)
     total = total * 0
@@ -50,7 +60,7 @@ def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.cons
         at, inside = row * size + column, column < size
         delta = (
             tl.load(adv + at, mask=inside, other=0.0).to(total.dtype)
-            + scale * tl.load(grad + at, mask=inside, other=0.0).to(total.dtype)
+            + scale * (tl.load(grad + at, mask=inside, other=0.0).to(total.dtype) / top)
             - tl.load(x + at, mask=inside, other=0.0).to(total.dtype)
         )
         total += tl.where(inside, delta * delta, 0.0)
@@ -60,7 +70,7 @@ def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.cons
         at, inside = row * size + column, column < size
         centre = tl.load(x + at, mask=inside, other=0.0).to(total.dtype)
         moved = tl.load(adv + at, mask=inside, other=0.0).to(total.dtype)
-        moved += scale * tl.load(grad + at, mask=inside, other=0.0).to(total.dtype)
+        moved += scale * (tl.load(grad + at, mask=inside, other=0.0).to(total.dtype) / top)
         moved = centre + pull * (moved - centre)
         tl.store(out + at, tl.minimum(tl.maximum(moved, low), high), mask=inside)
 
@@ -79,18 +89,19 @@ def step_linf(adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, low: fl
     """Twin of :func:`robustkit.kernels.balls.step_linf`."""
     out, size = _like(adv)
     grid = (len(adv), triton.cdiv(size, BLOCK))
-    _step_linf[grid](
-        out,
-        adv.contiguous(),
-        x.contiguous(),
-        grad.contiguous(),
-        _rows(step, adv),
-        _rows(eps, adv),
-        low,
-        high,
-        size,
-        BLOCK=BLOCK,
-    )
+    with torch.cuda.device_of(out):
+        _step_linf[grid](
+            out,
+            adv.contiguous(),
+            x.contiguous(),
+            grad.contiguous(),
+            _rows(step, adv),
+            _rows(eps, adv),
+            low,
+            high,
+            size,
+            BLOCK=BLOCK,
+        )
     return out
 
 
@@ -98,26 +109,29 @@ def step_l2(adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, low: floa
     """Twin of :func:`robustkit.kernels.balls.step_l2`; lengths are summed in float32 (float64 for float64)."""
     out, size = _like(adv)
     tiny = float(torch.finfo(torch.float32).tiny)
-    _step_l2[(len(adv),)](
-        out,
-        adv.contiguous(),
-        x.contiguous(),
-        grad.contiguous(),
-        _rows(step, adv),
-        _rows(eps, adv),
-        low,
-        high,
-        size,
-        tiny,
-        BLOCK=BLOCK,
-    )
+    with torch.cuda.device_of(out):
+        _step_l2[(len(adv),)](
+            out,
+            adv.contiguous(),
+            x.contiguous(),
+            grad.contiguous(),
+            _rows(step, adv),
+            _rows(eps, adv),
+            low,
+            high,
+            size,
+            tiny,
+            BLOCK=BLOCK,
+        )
     return out
 
 
 def keyed(kind: str, keys: Tensor, out: Tensor) -> Tensor:
     """Fill ``out`` (N, *S) with uniform or normal draws of ``keys`` (N,) int64."""
     size = out.flatten(1).shape[1]
-    _keyed[(len(out), triton.cdiv(size, BLOCK))](out, keys, size, NORMAL=kind == "normal", BLOCK=BLOCK)
+    grid = (len(out), triton.cdiv(size, BLOCK))
+    with torch.cuda.device_of(out):
+        _keyed[grid](out, keys, size, NORMAL=kind == "normal", BLOCK=BLOCK)
     return out
 
 
@@ -126,7 +140,8 @@ def _like(adv: Tensor) -> tuple[Tensor, int]:
 
 
 def _rows(size: Any, like: Tensor) -> Tensor:
-    """One value a row, in the dtype of ``like``."""
+    """One value a row, in float32 (float64 for float64): in a short type eps itself would be rounded."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(size, Tensor):
-        return size.to(like).contiguous()
-    return torch.full((len(like),), size, dtype=like.dtype, device=like.device)
+        return size.to(like.device, dtype).contiguous()
+    return torch.full((len(like),), size, dtype=dtype, device=like.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import sys
@@ -17,25 +18,69 @@ import yaml
 
 import robustkit
 from robustkit.cli.app import app
-from robustkit.core.attack import ATTACKS
-from robustkit.run import behaviour, diagnostics, evidence, gates, gradients, plan, probe, verification
+from robustkit.core.attack import ATTACKS, ROUNDING
+from robustkit.run import (
+    alternatives,
+    behaviour,
+    diagnostics,
+    evidence,
+    gates,
+    gradients,
+    labels,
+    plan,
+    probe,
+    ranges,
+    verification,
+)
+
+
+def short(number: float) -> str:
+    """As pages write powers of ten: 1e-4.
+
+    >>> short(0.0001)
+    '1e-4'
+    """
+    return f"{number:.0e}".replace("e-0", "e-")
+
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
 TITLES = probe.TITLES | diagnostics.TITLES | {"D17": verification.TITLE}
+FEW = f"more than {200 * diagnostics.POINT:g} % of the probe, and more than one sample"
+GAIN = (f"FAIL: above {500 * diagnostics.POINT:g} %.", f"WARN: above {100 * diagnostics.POINT:g} %")
 THRESHOLDS = {  # page -> how it must state the constants of the code
-    "D1": (f"{100 * gradients.ZERO_SHARE:g} %",),
-    "D2": (f"{behaviour.SPREAD:.0e}".replace("e-0", "e-"), f"{100 * behaviour.JUMP:g} %"),
-    "D4": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
-    "D5": (f"{200 * diagnostics.POINT:g} %",),
-    "D8": (f"{200 * diagnostics.POINT:g} %",),
-    "D10": (f"{diagnostics.NOISE_DRAWS} random points", f"{200 * diagnostics.POINT:g} %"),
-    "D11": (f"{100 * diagnostics.POINT:g} %", f"{500 * diagnostics.POINT:g} %"),
-    "D17": (f"{100 * verification.SURVIVES:g} %",),
-    "index": (f"{plan.PROBE} evenly spaced", f"{evidence.PROBE_VALUES // (3 * 32 * 32)} samples"),
+    "D1": (f"zero for more than {100 * gradients.ZERO_SHARE:g} % of the samples",),
+    "D2": (f"above {short(behaviour.SPREAD)}", f"more than {100 * behaviour.JUMP:g} % of"),
+    "D4": (*GAIN, f"rises by more than {100 * diagnostics.MOVING:g} %"),
+    "D5": (FEW,),
+    "D7": (f"more than {200 * diagnostics.POINT:g} %",),
+    "D8": (FEW,),
+    "D10": (f"Up to {diagnostics.NOISE_DRAWS} random points", FEW),
+    "D11": GAIN,
+    "D14": (
+        f"by more than {short(ROUNDING)} of their width",
+        f"p < {alternatives.SURE:g}",
+        f"p up to {alternatives.DOUBTFUL:g}",
+        f"less than {100 * alternatives.SAME:g} % everywhere",
+        *ranges.FAMILIES.keys() - {"0.5/0.5"},
+    ),
+    "D15": (f"the limit is {behaviour.NEIGHBOURS:g}",),
+    "D16": (f"p < {labels.SURE:g}",),
+    "D17": (
+        f"{short(verification.ROOM)} of eps",
+        f"above -{short(verification.TIE)}",
+        f"the first {verification.ALONE} of each file",
+        f"fewer than {100 * verification.SURVIVES:g} %",
+    ),
+    "index": (
+        f"{plan.PROBE} evenly spaced",
+        f"({plan.PROBE_LARGE} where",
+        f"{evidence.PROBE_VALUES // (3 * 32 * 32)} samples",
+    ),
 }
+INVALIDATING = {"D3", "D6", "D10", "D17"}  # checks after the attacks whose FAIL marks the result as invalid
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -113,8 +158,35 @@ def test_every_diagnostic_has_a_page(key: str) -> None:
 
 @pytest.mark.parametrize("key", THRESHOLDS)
 def test_pages_state_the_thresholds_of_the_code(key: str) -> None:
-    text = page_of(key).read_text(encoding="utf-8")
+    text = " ".join(page_of(key).read_text(encoding="utf-8").split())
     assert not [value for value in THRESHOLDS[key] if value not in text]
+
+
+@pytest.mark.parametrize("key", [*diagnostics.TITLES, "D17"])
+def test_pages_tell_which_failures_invalidate(key: str) -> None:
+    text = " ".join(page_of(key).read_text(encoding="utf-8").split())
+    assert ("the result is invalid" in text.lower()) == (key in INVALIDATING)
+    assert ("A FAIL does not invalidate the result" in text) == (key not in INVALIDATING)
+
+
+def test_the_code_invalidates_by_the_same_checks() -> None:
+    """The calls that say ``invalidates``, by the id in their first argument; D17 takes it from the status."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(diagnostics))) if isinstance(node, ast.Call)]
+    said = {
+        call.args[0].value
+        for call in calls
+        for keyword in call.keywords
+        if keyword.arg == "invalidates" and call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert said == INVALIDATING - {"D17"}
+    assert verification._row("FAIL", "").fatal and not verification._row("WARN", "").invalidates
+
+
+@pytest.mark.parametrize("key", probe.TITLES)
+def test_every_failure_of_the_preflight_refuses_and_its_page_says_so(key: str) -> None:
+    assert probe.row(key, "FAIL", "").fatal
+    text = " ".join(page_of(key).read_text(encoding="utf-8").split())
+    assert "refuses the evaluation" in text and "refuses nothing" not in text
 
 
 def test_gates_are_documented() -> None:

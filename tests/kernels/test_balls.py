@@ -88,6 +88,58 @@ def test_l1_projection_is_exact_for_images():
         assert ((12 - length).abs() <= 12 * room + 1e-4 * (dtype == torch.float32)).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    eps=st.sampled_from([0.01, 0.3, 12.0]),
+    excess=st.floats(1.001, 4.0),
+    decades=st.floats(0.0, 6.0),
+    binary=st.booleans(),
+)
+def test_l1_projection_ends_at_the_root(seed, eps, excess, decades, binary):
+    """Against the threshold found among the sorted kinks of the dual; entries over decades, pixels at bounds."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(2, 300, generator=g, dtype=torch.double)
+    x = x.round() if binary else x
+    delta = torch.randn(2, 300, generator=g, dtype=torch.double)
+    delta *= 10 ** (decades * torch.rand(2, 300, generator=g, dtype=torch.double))
+    delta *= eps * excess / delta.abs().sum(1, keepdim=True)
+    found = project_l1_box(x + delta, x, eps, 0.0, 1.0)
+    for row in range(2):
+        size, room = delta[row].abs().numpy(), torch.where(delta[row] > 0, 1 - x[row], x[row]).numpy()
+        shift = slow_root(size, room, eps)
+        expected = x[row].numpy() + np.minimum(np.maximum(size - shift, 0), room) * delta[row].sign().numpy()
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-9 * eps, rtol=0)
+
+
+def slow_root(size: np.ndarray, room: np.ndarray, eps: float) -> float:
+    """Where sum(min(max(size - t, 0), room)) falls to eps: two neighbours of its sorted kinks, then the line."""
+
+    def value(t):
+        return np.minimum(np.maximum(size - t, 0), room).sum()
+
+    if value(0) <= eps:
+        return 0.0
+    kinks = np.unique(np.concatenate([[0.0], size, np.maximum(size - room, 0)]))
+    low, high = 0, len(kinks) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if value(kinks[middle]) > eps else (low, middle)
+    a, b = kinks[low], kinks[high]
+    return a + (value(a) - eps) / (value(a) - value(b)) * (b - a)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-20, 1e-30, 1e-40])
+def test_l2_steps_do_not_shrink_with_the_gradient(scale):
+    """Squares of such gradients vanish in float32; the step is as long as for large ones, in the same direction."""
+    grad = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    x = torch.full_like(grad, 0.5)
+    step = balls.step_l2(x, x, grad * scale, 0.1, 0.2, 0.0, 1.0)
+    torch.testing.assert_close(step, balls.step_l2(x, x, grad, 0.1, 0.2, 0.0, 1.0), atol=1e-6, rtol=0)
+    half = balls.step_l2(x.half(), x.half(), (grad * 1e-5).half(), 0.1, 0.2, 0.0, 1.0)
+    assert ((half - x).float().norm(dim=1) - 0.1).abs().max() < 0.005
+
+
 @pytest.mark.parametrize("p", PROJECTIONS)
 def test_per_sample_radius_and_empty_batch(p):
     x, adv = draw(0, (3, 2, 4), 2.0)

@@ -33,6 +33,14 @@ def steps():
                     twin, reference = (getattr(m, name)(adv, x, grad, 0.07, eps, 0.0, 1.0) for m in (triton_ops, balls))
                     close(twin, reference, dtype)
 
+def tiny_gradients():
+    x = torch.full((2, 40), 0.5)
+    grad = torch.randn(2, 40, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-20, 1e-40):
+        pair = [ops.step_l2(x, x, grad * scale, 0.1, 0.2, 0.0, 1.0) for ops in (triton_ops, balls)]
+        close(*pair, torch.float32)
+        assert ((pair[0] - x).norm(dim=1) - 0.1).abs().max() < 1e-5
+
 def philox(key, counter):
     """Philox 4x32-10, as Salmon et al. 2011 define it, in plain integers; the first word."""
     low, high = key & 0xFFFFFFFF, key >> 32
@@ -64,12 +72,12 @@ def noise():
     radius = math.sqrt(-2 * math.log(max(unit(words[0]), 1e-7)))
     assert abs(float(normal[0, 4]) - radius * math.cos(2 * math.pi * unit(words[1]))) < 1e-4
 
-{"steps": steps, "noise": noise}[sys.argv[1]]()
+{"steps": steps, "tiny": tiny_gradients, "noise": noise}[sys.argv[1]]()
 '''
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("part", ["steps", "noise"])
+@pytest.mark.parametrize("part", ["steps", "tiny", "noise"])
 def test_twins_in_the_interpreter(part):
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
