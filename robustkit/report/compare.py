@@ -43,11 +43,11 @@ def paired(run_a: str | Path, run_b: str | Path) -> Comparison:
     """Compare two runs on the samples they share; of an incomplete run, those that went through every attack.
 
     Raises:
-        UsageError: no run there, other data, another threat, or no sample in common.
+        UsageError: no run there, or a damaged one; other data, another threat, or no sample in common.
         Incomplete: a run has no results yet.
     """
     a, b = RunFiles.open(run_a), RunFiles.open(run_b)
-    changes = list(_differences(a.results, b.results))
+    changes = list(_differences(a.checked().results, b.checked().results))
     if changes:
         raise UsageError(
             f"these runs cannot be compared: {'; '.join(changes)}",

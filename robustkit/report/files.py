@@ -19,6 +19,15 @@ MAJOR = "1"
 """Major version of ``results.json`` that the reports understand; minor versions only add keys."""
 
 Row = dict[str, Any]
+HEADER: dict[str, Any] = {
+    "properties": {
+        "command": {"type": "array", "items": {"type": "string"}},
+        "versions": {"type": "object"},
+        "resumed": {"type": "array", "items": {"type": "object", "required": ["at"]}},
+        "git": {"anyOf": [{"type": "null"}, {"type": "object", "required": ["commit", "dirty"]}]},
+    }
+}
+"""What the reports read of ``run.json``, where it is there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class RunFiles:
         """Read a run.
 
         Raises:
-            UsageError: the folder holds no run, or its files are damaged or of another version.
+            UsageError: the folder holds no run, or its files cannot be read or are of another version.
             Incomplete: the run has no results yet.
         """
         folder = Path(path)
@@ -69,13 +78,30 @@ class RunFiles:
             )
         return cls(folder, results, _read_object(folder / "run.json") or {}, _read_text(folder / "config.yaml"))
 
+    def checked(self) -> RunFiles:
+        """The same run, once its files have the shape that every report relies on.
+
+        Raises:
+            UsageError: something is missing in them, or of another type; says where.
+        """
+        from jsonschema import Draft202012Validator
+        from jsonschema.exceptions import best_match
+
+        for name, value, schema in (("results.json", self.results, load_schema()), ("run.json", self.run, HEADER)):
+            faults = Draft202012Validator(schema).iter_errors(value)
+            error = best_match(f for f in faults if f.validator != "additionalProperties")  # minor versions add keys
+            if error is not None:
+                raise _damaged(self.path / name, f"{error.message[:200]} in {error.json_path}")
+        return self
+
     def clean_rows(self) -> list[Row]:
         """A row per sample, by id, without any attack: id, correct, label, prediction, confidence, margin."""
-        return _read_rows(self.path / "samples-clean.jsonl")
+        return _read_rows(self.path / "samples-clean.jsonl", "correct")
 
     def attack_rows(self, k: int) -> list[Row]:
         """A row per attacked sample, by id, of the k-th attack: id, success, distance, loss, step, prediction ..."""
-        return [row for file in sorted(self.path.glob(f"samples-{k}-*.jsonl")) for row in _read_rows(file)]
+        files_of_k = sorted(self.path.glob(f"samples-{k}-*.jsonl"))
+        return [row for file in files_of_k for row in _read_rows(file, "success")]
 
     def broken_by(self, k: int) -> set[int]:
         """Ids of the samples that the k-th attack broke."""
@@ -119,10 +145,13 @@ def _read_text(file: Path) -> str:
         raise _damaged(file, str(error)) from None
 
 
-def _read_rows(file: Path) -> list[Row]:
+def _read_rows(file: Path, verdict: str) -> list[Row]:
+    """Rows by id, each with its verdict, true or false."""
     rows = read_lines(file)
     if not all(isinstance(row.get("id"), int) for row in rows):
         raise _damaged(file, "a row without an id")
+    if not all(isinstance(row.get(verdict), bool) for row in rows):
+        raise _damaged(file, f"a row without {verdict!r}")
     return sorted(rows, key=lambda row: int(row["id"]))
 
 

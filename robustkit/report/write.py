@@ -8,7 +8,7 @@ from pathlib import Path
 from robustkit.core.errors import UsageError, near
 from robustkit.core.files import replace_file
 from robustkit.report import junit, markdown
-from robustkit.report.files import RunFiles, load_schema
+from robustkit.report.files import RunFiles
 
 
 def _html(run: RunFiles) -> str:
@@ -47,8 +47,7 @@ def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summa
                 got=repr(name),
                 fix=near(name, [*FORMATS, "json"]),
             )
-    run = RunFiles.open(run_dir)
-    _check(run)
+    run = RunFiles.open(run_dir).checked()
     written = {}
     for name in formats:
         written[name] = run.path / (RESULTS if name == "json" else _write(run, name))
@@ -62,15 +61,3 @@ def _write(run: RunFiles, name: str) -> str:
     file, render = FORMATS[name]
     replace_file(run.path / file, render(run).encode("utf-8", errors="replace"))
     return file
-
-
-def _check(run: RunFiles) -> None:
-    missing = [key for key in load_schema()["required"] if key not in run.results]
-    if missing:
-        raise UsageError(
-            "the results are damaged",
-            expected="the keys of the results schema",
-            got=f"no {', '.join(missing)}",
-            where=str(run.path / RESULTS),
-            fix="Start the run again in another folder.",
-        )

@@ -73,6 +73,43 @@ def test_damaged_files_are_named(run_folder, file, content, words):
     assert words in str(found.value) and str(run_folder) in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("clean_accuracy",), "x", "in $.clean_accuracy"),
+        (("interval",), [0.1], "in $.interval"),
+        (("threat",), None, "in $.threat"),
+        (("threat", "norm"), "l3", "in $.threat.norm"),
+        (("attacks", 1), {}, "in $.attacks[1]"),
+        (("diagnostics", 0, "id"), "x", "in $.diagnostics[0].id"),
+        (("curve", "points", 0, "eps"), None, "in $.curve"),
+        (("cost", "clean"), {"forwards": 1}, "'backwards' is a required property in $.cost.clean"),
+        (("gates", 0, "passed"), 1, "1 is not of type 'boolean' in $.gates[0].passed"),
+        (("times", "stages", "fgsm"), None, "in $.times.stages.fgsm"),
+    ],
+)
+def test_damage_inside_the_results_is_named(run_folder, where, value, words):
+    results = json.loads((run_folder / "results.json").read_text())
+    part = results
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = value
+    (run_folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UsageError) as found:
+        RunFiles.open(run_folder).checked()
+    assert words in str(found.value) and "results.json" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"command": "rm"}, {"command": [1]}, {"versions": []}, {"resumed": [{}]}, {"git": {"commit": "a"}}],
+)
+def test_damage_inside_the_header_is_named(run_folder, header):
+    (run_folder / "run.json").write_text(json.dumps(header))
+    with pytest.raises(UsageError, match=r"run\.json"):
+        RunFiles.open(run_folder).checked()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x08" + b"\0" * 30])
 def test_a_damaged_gallery_is_named(run_folder, content):
     file = run_folder / "gallery.safetensors"
@@ -89,7 +126,7 @@ def test_a_gallery_that_lacks_an_image_is_named(run_folder):
         RunFiles.open(run_folder).images()
 
 
-@pytest.mark.parametrize("line", ['{"correct":true}', '{"id":"x"}', "[1]", "{"])
+@pytest.mark.parametrize("line", ['{"correct":true}', '{"id":"x"}', '{"id":1}', '{"id":1,"correct":null}', "[1]", "{"])
 def test_damaged_rows_are_named(run_folder, line):
     (run_folder / "samples-clean.jsonl").write_text(line + "\n")
     with pytest.raises(UsageError, match=r"samples-clean\.jsonl"):
@@ -97,7 +134,7 @@ def test_damaged_rows_are_named(run_folder, line):
 
 
 def test_a_later_minor_version_is_read(made):
-    assert RunFiles.open(made(schema_version="1.7", something_new=3)).results["something_new"] == 3
+    assert RunFiles.open(made(schema_version="1.7", something_new=3)).checked().results["something_new"] == 3
 
 
 def test_a_folder_that_is_no_run(tmp_path, run_folder):

@@ -156,7 +156,7 @@ def test_no_run_and_damaged_results_are_refused(made, tmp_path):
         write(tmp_path, ["md"])
     run = made()
     (run / "results.json").write_text('{"schema_version": "1.0", "n": 3}')
-    with pytest.raises(UsageError, match="no kind, complete"):
+    with pytest.raises(UsageError, match="is a required property"):
         write(run, ["md"])
     (run / "results.json").unlink()
     with pytest.raises(Incomplete):
