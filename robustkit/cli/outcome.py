@@ -42,7 +42,7 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         f"[bold]robust accuracy {share(results['robust_accuracy'], results['interval'])}[/] under {threat}, "
         f"clean {share(results['clean_accuracy'], results['clean_interval'])}, n = {results['n']}"
     ]
-    if results["limit"]:
+    if results["limit"] and results["n"] < results["n_total"]:
         limited = f"limited to {results['n']} of {results['n_total']} samples: for testing, not a benchmark"
         lines.append(f"[yellow]{limited}[/]")
     if results["forced"]:
