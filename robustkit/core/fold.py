@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-CHANNELS_LAST_PIXELS = 64 * 64
-"""Smallest image that is laid out channels-last; see docs/benchmarks.md."""
+CHANNELS_LAST_PIXELS = 32 * 32
+"""Smallest image that is laid out channels-last; see docs/adr/0004-fast-copy.md."""
 
 
 def folded(module: nn.Module, example: Tensor) -> nn.Module:
