@@ -91,8 +91,8 @@ def page(found: dict[str, Any]) -> str:
 TEXT = """# Benchmarks
 
 Written by `make bench` on {date}: {machine}, {versions}. Every ratio is of medians of alternating runs in one process;
-memory is the largest resident size above what stood before, each subject in a process of its own. Your figures will
-differ; the ratios should not by much.
+memory is the largest resident size above what stood before, each subject in a process of its own. Measure on an
+otherwise idle machine: other load distorts even the ratios.
 
 {table}
 

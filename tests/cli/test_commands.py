@@ -92,7 +92,8 @@ def test_the_example_of_every_attack_is_a_command(robustkit, name):
 
     words = example(entry_of("attack", name)).split()
     spec = MethodSpec.parse(words[words.index("--attack") + 1])
-    entry_of("attack", spec.name).build(spec.options)
+    built = entry_of("attack", spec.name).build(spec.options)
+    assert type(built) is entry_of("attack", name).cls and spec.name == name
 
 
 @pytest.mark.parametrize(("changes", "gates", "code"), [

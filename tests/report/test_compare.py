@@ -113,7 +113,8 @@ def test_what_cannot_be_compared_is_refused_with_the_difference(made, changes, w
 
 
 def test_the_same_radius_may_be_written_otherwise(made):
-    paired(made("a"), made("b", threat={**THREAT, "text": "linf:51/255", "eps": 51 / 255}))
+    found = paired(made("a"), made("b", threat={**THREAT, "text": "linf:51/255", "eps": 51 / 255}))
+    assert found.n == 60 and found.only_a == found.only_b == 0
 
 
 def test_no_shared_sample_is_an_error(made):

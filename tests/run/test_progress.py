@@ -58,10 +58,12 @@ def test_notes_are_shown_without_progress():
 
 
 def test_stages_of_unknown_size_do_no_harm():
-    for progress in (PlainProgress(console(), every=0), RichProgress(console())):
-        with progress:
+    for kind in (lambda c: PlainProgress(c, every=0), RichProgress):
+        shown = console()
+        with kind(shown) as progress:
             progress.start("empty", 0)
             progress.advance("empty", 0)
+        assert "empty" in shown.file.getvalue()
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("none", NoProgress), ("plain", PlainProgress), ("rich", RichProgress),

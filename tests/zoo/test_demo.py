@@ -120,7 +120,8 @@ def test_training_is_a_function_of_its_seed_alone() -> None:
 def test_the_training_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
     monkeypatch.setattr("robustkit.demo.train.RECIPES", {"mnist-plain": Recipe(epochs=1, perturb=unchanged)})
     main([*names, "--out", str(tmp_path / "new"), "--threads", str(torch.get_num_threads())])
-    load("demo:mnist-plain", weights=tmp_path / "new" / "mnist-plain.safetensors")
+    model = load("demo:mnist-plain", weights=tmp_path / "new" / "mnist-plain.safetensors")
+    assert model.state_sha256() != load("demo:mnist-plain").state_sha256()
 
 
 def test_robust_training_stays_inside_the_ball() -> None:
