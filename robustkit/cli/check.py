@@ -22,16 +22,22 @@ def check(
 
     from robustkit.cli.outcome import exit_code, gate_line, verdict
     from robustkit.core.errors import UsageError
+    from robustkit.report.files import RunFiles
     from robustkit.run.folder import read_results
     from robustkit.run.gates import judge
 
     results = read_results(run)
-    texts = fail_under or [f"{gate['metric']}={gate['threshold']!r}" for gate in results["gates"]]
-    if not texts:
-        raise UsageError("nothing to check", expected="at least one gate", where="--fail-under",
-                         fix="Write for example --fail-under robust_accuracy=0.45.")
-    gates = judge(texts, results)
+    try:
+        texts = fail_under or [f"{gate['metric']}={gate['threshold']!r}" for gate in results["gates"]]
+        if not texts:
+            raise UsageError("nothing to check", expected="at least one gate", where="--fail-under",
+                             fix="Write for example --fail-under robust_accuracy=0.45.")
+        gates = judge(texts, results)
+        lines, code = [*verdict(results), *map(gate_line, gates)], exit_code(results, gates)
+    except (KeyError, TypeError, AttributeError, IndexError):
+        RunFiles.open(run).checked()  # says where the results are damaged
+        raise
     console = Console()
-    for line in [*verdict(results), *map(gate_line, gates)]:
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    raise typer.Exit(exit_code(results, gates))
+    raise typer.Exit(code)

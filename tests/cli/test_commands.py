@@ -122,6 +122,13 @@ def test_check_says_what_it_found(robustkit, stored):
     assert "limited to 10 of 500" in found
 
 
+@pytest.mark.parametrize("damage", [{"threat": {}}, {"robust_accuracy": "x"}, {"threat": None}, {"gates": 3}])
+def test_check_of_damaged_results_is_one_message(robustkit, stored, damage):
+    gates = () if "gates" in damage else ("--fail-under", "robust_accuracy=0.1")
+    found = robustkit("check", stored(**damage), *gates)
+    assert found.exit_code == 2 and "cannot read a file of the run" in found.stderr and "results.json" in found.stderr
+
+
 def test_check_of_what_is_no_run(robustkit, tmp_path):
     found = robustkit("check", tmp_path / "nowhere", "--fail-under", "robust_accuracy=0.1")
     assert found.exit_code == 2 and "no run there" in found.stderr and found.stdout == ""
