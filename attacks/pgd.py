@@ -15,6 +15,9 @@ from robustkit.core.objective import Loss
 from robustkit.core.options import method
 from robustkit.core.search import Search
 from robustkit.core.specs import Fraction
+from robustkit.core.threat import Eps, Threat
+
+LOSSES = "what is maximised: ce (cross-entropy), margin, or dlr; cospgd or segpgd where pixels are labelled"
 
 
 @ATTACKS.register("pgd", paper="https://arxiv.org/abs/1706.06083")
@@ -34,15 +37,19 @@ class PGD(Attack):
     random_start: bool = Field(
         default=True, description="begin at a uniform point of the ball; later restarts always do"
     )
-    loss: Loss = Field(default="ce", description="what is maximised: ce (cross-entropy), margin, or dlr")
+    loss: Loss = Field(default="ce", description=LOSSES)
 
     def perturb(self, search: Search) -> None:
         for restart in range(self.restarts):
             adv = search.begin(restart, random=self.random_start or restart > 0)
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 if search.done:
                     return
+                search.at(step / self.steps)
                 adv, grad = search.compact(adv, search.gradient(adv))
-                size = 2.5 * search.threat.eps / self.steps if self.step_size is None else self.step_size
-                adv = search.advance(adv, grad, size)
+                adv = search.advance(adv, grad, self.size(search.threat))
             search.score(adv)
+
+    def size(self, threat: Threat) -> Eps:
+        """The length of a step, alpha."""
+        return 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size

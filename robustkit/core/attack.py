@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from robustkit.core.errors import UsageError
+from robustkit.core.graded import search_for
 from robustkit.core.keyed import Draws, default_ids
 from robustkit.core.model import Model
 from robustkit.core.objective import LabelObjective, Loss
 from robustkit.core.options import method
 from robustkit.core.registry import Registry
 from robustkit.core.search import Problem, Search
+from robustkit.core.specs import NORMS
+from robustkit.core.task import Task
 from robustkit.core.threat import Linf, Threat
 from robustkit.core.types import Cost
+from robustkit.kernels.balls import per_sample
 
 ATTACKS = Registry("robustkit.attacks")
 DEFAULT_THREAT = Linf(8 / 255)
@@ -30,10 +34,13 @@ class AttackResult:
     """What an attack found.
 
     Attributes:
-        adversarial: (N, *S), in threat and bounds; the clean input where the attack failed.
+        adversarial: (N, *S), in threat and bounds; the clean input where the attack failed, and for tasks whose answers
+            are wrong to a degree the worst point found, broken or not.
         success: (N,) bool, measured by the network itself on ``adversarial``.
         last: (N, *S), the last point tried: where a search in a larger ball may begin.
-        distance: (N,), in the norm of the threat; 0 where the attack failed.
+        distance: (N,), of ``adversarial``, in the norm of the threat.
+        minimum: (N,), distance of the closest adversarial point found, which for a minimum-norm attack may lie outside
+            the threat; inf where none was found.
         loss: (N,), the largest objective seen.
         first_success_step: (N,), gradient steps before the first success; -1 where there is none.
         forwards, backwards: (N,), passes spent on each sample.
@@ -45,6 +52,7 @@ class AttackResult:
     last: Tensor
     success: Tensor
     distance: Tensor
+    minimum: Tensor
     loss: Tensor
     first_success_step: Tensor
     forwards: Tensor
@@ -57,11 +65,17 @@ class AttackResult:
 class Attack(ABC):
     """The largest loss inside a threat, sample by sample.
 
+    ``knowledge`` says what the attacker sees, ``norms`` in which norms the attack works, ``tasks`` for which tasks it
+    is made (none: for all).
+
     Raises, when called:
-        UsageError: x, y, target, ids or start do not fit the model or each other; NaN; x outside the bounds.
+        UsageError: x, y, target, ids or start do not fit the model or each other; NaN; x outside the bounds; a norm
+            in which the attack does not work.
     """
 
     knowledge: ClassVar[Literal["white-box", "black-box"]] = "white-box"
+    norms: ClassVar[tuple[str, ...]] = NORMS
+    tasks: ClassVar[tuple[str, ...]] = ()
     threat: Threat | None = None
     loss: Loss = "ce"
 
@@ -76,6 +90,7 @@ class Attack(ABC):
         ids: Tensor | None = None,
         seed: int = 0,
         start: Tensor | None = None,
+        ranking: Tensor | None = None,
     ) -> AttackResult:
         """Attack a batch.
 
@@ -87,28 +102,36 @@ class Attack(ABC):
             ids: sample ids (N,) that key the random draws; 0 .. N-1 by default.
             seed: of the random draws.
             start: points (N, *S) to begin the first restart from.
+            ranking: classes (N, K) of x from the likeliest down, where they are known: saves a forward of attacks that
+                choose their targets by it.
         """
         ids = default_ids(len(x)) if ids is None else ids
         _check(model, x, y, target, ids, start)
+        self.check_threat(self.threat)
         x = x.detach()
         if len(x) == 0:
             return _nothing(x)
         problem = Problem(
             x,
-            LabelObjective(model.task, y, target, self.loss),
-            self.threat or DEFAULT_THREAT,
-            Draws(seed, ids.cpu(), ATTACKS.entry_of(self).name),
+            self.objective(model.task, y, target),
+            self.inside(x, model),
+            Draws(seed, ids.cpu(), self.purpose),
             start,
+            ranking,
         )
         with model.frozen(seed), model.metered() as cost:
-            search = self._search(model, problem)
-            success, silent = self._verify(model, problem, search)
-        adversarial = torch.where(success.view(-1, *[1] * (x.ndim - 1)), search.adversarial, x)
+            search = self.searched(model, problem)
+            found, silent = self._verify(model, problem, search)
+        distance = problem.threat.distance(search.adversarial, x)
+        inside = self.counts(distance, problem.threat)
+        success = found & inside
+        given = inside if problem.objective.graded else success
         return AttackResult(
-            adversarial,
+            torch.where(per_sample(given, x), search.adversarial, x),
             search.last,
             success,
-            problem.threat.distance(adversarial, x),
+            torch.where(given, distance, 0),
+            torch.where(found, distance, torch.inf),
             search.loss,
             torch.where(success, search.step, -1),
             search.forwards,
@@ -117,16 +140,53 @@ class Attack(ABC):
             cost,
         )
 
+    # -- what a method may change --------------------------------------------------------------------------------
+
     @abstractmethod
     def perturb(self, search: Search) -> None:
         """Propose points to the search until it is done or the budget of the method is spent."""
 
-    def _search(self, model: Model, problem: Problem, exact: bool = False) -> Search:
-        search = Search(model, problem, exact=exact)
+    @property
+    def purpose(self) -> str:
+        """What the random draws are for: two attacks of one purpose draw the same."""
+        return ATTACKS.entry_of(self).name
+
+    def objective(self, task: Task, y: Tensor, target: Tensor | None) -> LabelObjective:
+        """What is maximised, and what counts as success."""
+        return LabelObjective(task, y, target, self.loss)
+
+    def inside(self, x: Tensor, model: Model) -> Threat:
+        """The threat of these inputs."""
+        return self.threat or DEFAULT_THREAT
+
+    def counts(self, distance: Tensor, threat: Threat) -> Tensor:
+        """(N,) bool: whether adversarial points at these distances are a success."""
+        return torch.ones_like(distance, dtype=torch.bool)
+
+    def check_threat(self, threat: Threat | None) -> None:
+        """Whether the attack works in this norm.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if threat is not None and threat.norm not in self.norms:
+            raise UsageError(
+                "the attack does not work in this norm",
+                expected=" or ".join(self.norms),
+                got=threat.text,
+                where=ATTACKS.entry_of(self).name,
+                fix="See `robustkit list attacks` for attacks in this norm.",
+            )
+
+    def searched(self, model: Model, problem: Problem, exact: bool = False) -> Search:
+        """The books of a run of the attack; with ``exact`` also the inner steps are those of the network itself."""
+        search = search_for(model, problem, exact=exact)
         self.perturb(search)
         search.finish()
         search.adversarial = problem.threat.project(search.adversarial, problem.x, model.bounds)
         return search
+
+    # -- verification --------------------------------------------------------------------------------------------
 
     def _verify(self, model: Model, problem: Problem, search: Search) -> tuple[Tensor, Tensor]:
         """Success of what is returned, on the network itself, and what could not be confirmed.
@@ -138,7 +198,7 @@ class Attack(ABC):
         if len(doubtful) == 0:
             return success, search.found & ~success
         part = problem.take(doubtful)
-        again = self._search(model, part, exact=True)
+        again = self.searched(model, part, exact=True)
         success[doubtful] = self._confirmed(model, part, again)
         search.adversarial[doubtful] = again.adversarial
         search.step[doubtful] = again.step
@@ -158,7 +218,12 @@ class Attack(ABC):
         return success
 
     def with_threat(self, threat: Threat) -> Attack:
-        """The same attack inside another threat."""
+        """The same attack inside another threat.
+
+        Raises:
+            UsageError: the attack does not work in its norm.
+        """
+        self.check_threat(threat)
         return replace(self, threat=threat)
 
 
@@ -224,4 +289,4 @@ def check_inputs(x: Tensor, model: Model) -> None:
 def _nothing(x: Tensor) -> AttackResult:
     none, never = x.new_zeros(0), torch.zeros(0, dtype=torch.bool, device=x.device)
     count = torch.zeros(0, dtype=torch.long, device=x.device)
-    return AttackResult(x, x, never, none, none, count, count, count, never, Cost())
+    return AttackResult(x, x, never, none, none, none, count, count, count, never, Cost())

@@ -7,14 +7,14 @@ itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
-from robustkit.core.objective import Objective
+from robustkit.core.objective import Functions, Objective
 from robustkit.core.threat import Eps, Threat
 from robustkit.kernels.balls import per_sample
 
@@ -26,13 +26,15 @@ CUDA_CHECK = 4
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What to attack: x (N, *S), the objective, the threat, randomness, and a starting point where one is given."""
+    """What to attack: x (N, *S), the objective, the threat, randomness; where they are known a starting point, and the
+    classes (N, K) of x from the likeliest down."""
 
     x: Tensor
     objective: Objective
     threat: Threat
     draws: Draws
     start: Tensor | None = None
+    ranking: Tensor | None = None
 
     def take(self, index: Tensor) -> Problem:
         """The same for some of the samples."""
@@ -42,6 +44,7 @@ class Problem:
             self.threat.take(index),
             self.draws.take(index),
             None if self.start is None else self.start[index],
+            None if self.ranking is None else self.ranking[index],
         )
 
 
@@ -55,11 +58,14 @@ class Search:
         loss: (N,), largest objective seen.
         step: (N,), gradient steps taken before the first success; -1 where there is none.
         forwards, backwards: (N,), samples passed, in the count of each sample.
+        exact: whether inner steps, too, run on the network itself.
     """
 
     def __init__(self, model: Model, problem: Problem, *, exact: bool = False) -> None:
         x = problem.x
-        self.model, self.problem = model, problem
+        self.model, self.problem, self.exact = model, problem, exact
+        self.active: Problem = problem
+        self.taken = 0
         self._inner = model if exact else model.fast(x)
         self.adversarial = x.clone()
         self.last = x.clone()
@@ -83,6 +89,11 @@ class Search:
         return self.active.threat
 
     @property
+    def won(self) -> Tensor:
+        """(N,) bool: samples of which nothing more is wanted."""
+        return self.found
+
+    @property
     def done(self) -> bool:
         """Nothing is left to attack."""
         return len(self.index) == 0
@@ -90,7 +101,7 @@ class Search:
     def begin(self, restart: int, *, random: bool) -> Tensor:
         """Start over with the samples that still stand: from the given start, a random point, or x; (M, *S)."""
         self._flush()
-        self._activate((~self.found).nonzero()[:, 0])
+        self._activate((~self.won).nonzero()[:, 0])
         self.taken = 0
         if self.active.start is not None and restart == 0:
             return self.threat.project(self.active.start, self.x, self.model.bounds)
@@ -100,11 +111,46 @@ class Search:
 
     def gradient(self, adv: Tensor) -> Tensor:
         """The gradient of the objective at ``adv`` (M, *S); the verdicts on ``adv`` are recorded. One F, one B."""
+        return self.value_and_grad(adv)[1]
+
+    def value_and_grad(self, adv: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective (M,) and its gradient (M, *S) at ``adv``, recorded. One F, one B."""
         value, grad, outputs = self._inner.value_and_grad(adv, self.active.objective)
-        self._passed += 1
-        self._record(adv, value, self.active.objective.reached(outputs))
-        self.taken += 1
-        return grad
+        self._seen(adv, value, outputs, backwards=1)
+        return value, grad
+
+    def jacobian(self, adv: Tensor, functions: Functions) -> tuple[Tensor, Tensor]:
+        """Values (M, K) of several functions of the outputs and their gradients (M, K, *S), recorded. One F, K B."""
+        values, grads, outputs = self._inner.jacobian(adv, functions)
+        self._seen(adv, self.active.objective(outputs), outputs, backwards=values.shape[1])
+        return values, grads
+
+    def query(self, adv: Tensor) -> Tensor:
+        """The objective (M,) at ``adv``, recorded; no gradient is asked for. One F."""
+        outputs = self._inner(adv)
+        value = self.active.objective(outputs)
+        self._seen(adv, value, outputs, backwards=0)
+        return value
+
+    def at(self, progress: float) -> None:
+        """Say which share of the steps is done, for objectives that change on the way."""
+        self.active = replace(self.active, objective=self.active.objective.at(progress))
+
+    def aim(self, classes: Tensor) -> None:
+        """Steer the objective towards ``classes`` (M,) until the next start; any mistake still counts."""
+        self.active = replace(self.active, objective=self.active.objective.aimed(classes))
+
+    def ranking(self) -> Tensor:
+        """The classes (M, K) of the clean inputs, likeliest first. One F where nobody has asked before."""
+        if self.problem.ranking is None:
+            outputs = self.model(self.problem.x)
+            self.forwards += 1
+            ranking = outputs.argsort(dim=1, descending=True, stable=True)
+            self.problem = replace(self.problem, ranking=ranking)
+            self.active = replace(self.active, ranking=ranking[self.index])
+        found = self.active.ranking
+        assert found is not None
+        return found
 
     def advance(self, adv: Tensor, grad: Tensor, size: Eps) -> Tensor:
         """One step of steepest ascent, back onto the threat set."""
@@ -117,19 +163,35 @@ class Search:
         outputs = self.model(adv)
         self.forwards[self.index] += 1
         self.last[self.index] = adv
-        self._record(adv, self.active.objective(outputs), self.active.objective.reached(outputs))
+        self._record(adv, self.active.objective(outputs), outputs)
 
     def compact(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Let broken samples leave, here and in the tensors of the attack, when enough are broken to pay for it."""
-        if self.x.is_cuda and self._passed % CUDA_CHECK:
+        if self.x.is_cuda and self.taken % CUDA_CHECK:
             return tensors
-        standing = ~self._broken
+        standing = ~self._gone()
         if int(standing.sum()) >= COMPACT_BELOW * len(standing):
             return tensors
         keep = standing.nonzero()[:, 0]
         self._flush()
         self._activate(self.index[keep], self.active.take(keep))
         return tuple(tensor[keep] for tensor in tensors)
+
+    def remaining(self) -> tuple[Tensor, Problem]:
+        """The samples that still stand: where they are, and the problem they pose."""
+        self._flush()
+        index = (~self.won).nonzero()[:, 0]
+        return index, self.problem.take(index)
+
+    def absorb(self, index: Tensor, part: Search) -> None:
+        """Take over what a search on the samples ``index`` found and what it spent."""
+        won = part.won
+        self.step[index] = torch.where(won, self.forwards[index] + part.step, -1)
+        self.adversarial[index[won]] = part.adversarial[won]
+        self.last[index], self.loss[index] = part.last, torch.fmax(self.loss[index], part.loss)
+        self.found[index[won]] = True
+        self.forwards[index] += part.forwards
+        self.backwards[index] += part.backwards
 
     # -- books ---------------------------------------------------------------------------------------------------
 
@@ -142,9 +204,20 @@ class Search:
         self.active = active if active is not None else self.problem.take(index)
         self._kept, self._best, self._when = self.active.x, self.loss[index], self.step[index]
         self._broken = torch.zeros_like(index, dtype=torch.bool)
-        self._passed = 0
+        self._forwards = self._backwards = 0
 
-    def _record(self, adv: Tensor, value: Tensor, reached: Tensor) -> None:
+    def _gone(self) -> Tensor:
+        """(M,) bool: samples with which the attack has done."""
+        return self._broken
+
+    def _seen(self, adv: Tensor, value: Tensor, outputs: Tensor, *, backwards: int) -> None:
+        self._record(adv, value, outputs)
+        self._forwards += 1
+        self._backwards += backwards
+        self.taken += 1
+
+    def _record(self, adv: Tensor, value: Tensor, outputs: Tensor) -> None:
+        reached = self.active.objective.reached(outputs)
         new = reached & ~self._broken
         self._kept = torch.where(per_sample(new, adv), adv, self._kept)
         self._when = torch.where(new, self.taken, self._when)
@@ -153,9 +226,9 @@ class Search:
 
     def _flush(self) -> None:
         index = self.index
-        self.forwards[index] += self._passed
-        self.backwards[index] += self._passed
-        self._passed = 0
+        self.forwards[index] += self._forwards
+        self.backwards[index] += self._backwards
+        self._forwards = self._backwards = 0
         self.loss[index] = self._best
         self.step[index] = self._when
         broken = index[self._broken]

@@ -33,6 +33,14 @@ class Task(Protocol):
         """
 
 
+@runtime_checkable
+class Graded(Task, Protocol):
+    """A task whose answers are wrong to a degree: attacks go on to the worst point instead of the first bad one."""
+
+    def harm(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """(N,), 0 for a perfect answer; the larger, the further off."""
+
+
 @dataclass(frozen=True)
 class Classification:
     """One label a sample: outputs (N, C) logits, y (N,) int64."""
@@ -75,8 +83,15 @@ class DenseClassification:
         return loss.flatten(1).sum(1) / self._labelled(y).sum(1).clamp_min(1)
 
     def failed(self, outputs: Tensor, y: Tensor) -> Tensor:
-        wrong = (outputs.argmax(1) != y).flatten(1) & self._labelled(y)
-        return wrong.sum(1) >= self.fraction * self._labelled(y).sum(1).clamp_min(1)
+        labelled = self._labelled(y).sum(1)
+        return self._wrong(outputs, y) >= self.fraction * labelled.clamp_min(1)
+
+    def harm(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Share of the labelled pixels that are wrong, (N,)."""
+        return self._wrong(outputs, y) / self._labelled(y).sum(1).clamp_min(1)
+
+    def _wrong(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return ((outputs.argmax(1) != y).flatten(1) & self._labelled(y)).sum(1)
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if outputs.ndim != 4:
@@ -108,6 +123,10 @@ class Regression:
 
     def failed(self, outputs: Tensor, y: Tensor) -> Tensor:
         return (outputs - y).flatten(1).abs().amax(1) > self.tolerance
+
+    def harm(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean squared error, (N,): the worst point is that of the lowest PSNR."""
+        return self.loss(outputs, y)
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if y.shape[1:] != outputs.shape[1:] or not y.is_floating_point():
