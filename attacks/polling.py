@@ -25,10 +25,10 @@ class PollSet:
         q: (n,), normal of the reflection, of l2 norm 1.
         kind: ``n+1`` or ``2n`` directions.
 
-    >>> PollSet(torch.tensor([1.0, 0.0]), "n+1").rows(torch.arange(3))
-    tensor([[-1.,  0.],
-            [ 0.,  1.],
-            [ 1., -1.]])
+    >>> PollSet(torch.tensor([0.6, 0.8]), "n+1").rows(torch.arange(3))
+    tensor([[ 0.2917, -1.0000],
+            [-1.0000, -0.2917],
+            [ 0.5484,  1.0000]])
     """
 
     q: Tensor
@@ -57,12 +57,12 @@ class PollSet:
 
     def slopes(self, gradient: Tensor) -> Tensor:
         """<d, gradient> of every direction d, in the order of their index."""
-        n, along = len(self.q), self._reflected(gradient)
+        along = self._reflected(gradient)
         scaled = along / self._lengths()
         if self.kind == "2n":
             return torch.cat([scaled, -scaled])
         length = self._reflected(torch.ones_like(self.q)).abs().amax()
-        return torch.cat([scaled, -along.sum().reshape(1) / length]) if n else scaled
+        return torch.cat([scaled, -along.sum().reshape(1) / length])
 
     def _reflected(self, v: Tensor) -> Tensor:
         return v - 2 * (self.q @ v) * self.q
@@ -72,6 +72,6 @@ class PollSet:
         size = self.q.abs()
         if len(size) == 1:
             return (1 - 2 * size.square()).abs()
-        top = size.topk(2)
-        others = torch.where(torch.arange(len(size), device=size.device) == top.indices[0], *top.values.flip(0))
+        (most, second), at = size.topk(2)
+        others = torch.where(torch.arange(len(size), device=size.device) == at[0], second, most)
         return torch.maximum((1 - 2 * size.square()).abs(), 2 * size * others)

@@ -1,6 +1,6 @@
 """SegPGD: gradient ascent on right pixels first, then more and more on wrong ones (https://arxiv.org/abs/2207.12391).
 
-In step t of T (from 0) right pixels weigh ``1 - lambda`` and wrong ones ``lambda = t / 2T``; the steps are those of PGD.
+In step t of T (from 0) right pixels weigh ``1 - lambda`` and wrong ones ``lambda = t / 2T``; steps are those of PGD.
 Shapes: x, adv, grad (N, *S). Units: those of ``model.bounds``. Cost: that of PGD.
 """
 

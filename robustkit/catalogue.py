@@ -17,6 +17,7 @@ DEMO_MODELS = (
     Item("demo:mnist-robust", "small conv net for digits, trained adversarially at Linf 0.2"),
     Item("demo:mnist-plain", "the same network, trained on the digits as they are"),
     Item("demo:mnist-smooth", "the same network, trained with Gaussian noise of standard deviation 0.25"),
+    Item("demo:shapes-segmentation", "small conv net that labels the pixels of drawn shapes (task segmentation)"),
     Item("demo:efficientnet_lite0", "EfficientNet-Lite0 for the 1,000 ImageNet classes, mean and std 0.5"),
 )
 MODEL_FORMS = (
@@ -30,6 +31,7 @@ MODEL_FORMS = (
 DEMO_DATA = (
     Item("demo:mnist", "1,000 MNIST digits kept apart by a fixed split, 100 per class"),
     Item("demo:mnist-train", "the other 4,000 digits, which the demo networks were trained on"),
+    Item("demo:shapes", "256 drawn scenes, 48x48, with one of five classes for every pixel, or none (255)"),
     Item("demo:photos", "four photographs with an ImageNet class, 224x224"),
 )
 DATA_FORMS = (

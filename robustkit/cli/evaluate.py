@@ -23,6 +23,9 @@ def evaluate(
         metavar="NAME[:k=v,...]", rich_help_panel=WHAT,
         help="An attack and its options, e.g. [bold]pgd:steps=20,restarts=2[/]. Repeat it: what counts is the worst "
         "case over all. See [bold]robustkit list attacks[/].")] = None,
+    stages: Annotated[str | None, typer.Option(
+        metavar="NAME,...", rich_help_panel=WHAT,
+        help="Only these stages of a suite such as [bold]standard[/]: [bold]apgd-ce,apgd-t[/].")] = None,
     threat: Annotated[str | None, typer.Option(
         metavar="NORM:EPS", rich_help_panel=WHAT,
         help="What the attacker may change: [bold]linf:8/255[/], [bold]l2:0.5[/], [bold]l1:12[/], in units of the "
@@ -94,10 +97,10 @@ def evaluate(
     robustkit evaluate --config runs/a/config.yaml --seed 1 --out runs/b
     """
     options = {
-        "model": model, "data": data, "attacks": attack or None, "threat": threat, "eps_scale": eps_scale,
+        "model": model, "data": data, "attacks": attack or None, "stages": _list(stages), "threat": threat, "eps_scale": eps_scale,
         "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate, "eot": eot, "seed": seed,
         "batch_size": _batch_size(batch_size), "device": device, "force": force, "weights": weights,
-        "mean": _numbers(mean), "std": _numbers(std), "bounds": _numbers(bounds), "task": task,
+        "mean": _list(mean), "std": _list(std), "bounds": _list(bounds), "task": task,
         "fail_under": fail_under or None, "max_minutes": max_minutes, "progress": progress,
     }
     _evaluate(config, options, out)
@@ -142,5 +145,5 @@ def _batch_size(text: str | None) -> str | int | None:
     return int(text) if text and text.isdecimal() else text
 
 
-def _numbers(text: str | None) -> list[str] | None:
+def _list(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]

@@ -61,7 +61,7 @@ def attack_table(attacks: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("robust accuracy", "broken", "new", "only it"):
         table.add_column(title, justify="right")
     for row in attacks:
-        counts = (str(row[key]) for key in ("broken", "gain", "alone"))
+        counts = ("–" if row[key] is None else str(row[key]) for key in ("broken", "gain", "alone"))
         table.add_row(escape(row["label"]), share(row["robust_accuracy"]), *counts)
     return table
 

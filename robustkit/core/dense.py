@@ -48,8 +48,8 @@ def segpgd_labels(logits: Tensor, y: Tensor, ignore: int, progress: float, *, to
     """
     loss = F.cross_entropy(logits, y, reduction="none", ignore_index=ignore)
     settled = (logits.detach().argmax(1) == y) ^ (not towards)
-    weight = torch.where(settled, progress / 2, 1 - progress / 2)
-    return labelled_mean(weight * loss, y, ignore)
+    share = progress / 2
+    return labelled_mean(torch.where(settled, share * loss, (1 - share) * loss), y, ignore)
 
 
 def cospgd_values(values: Tensor, y: Tensor, *, towards: bool = False) -> Tensor:

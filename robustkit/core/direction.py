@@ -33,7 +33,11 @@ class DirectionObjective:
 
     def __post_init__(self) -> None:
         if not isinstance(self.u, Tensor) or self.u.ndim < 2 or not self.u.is_floating_point():
-            got = f"{self.u.dtype} of shape {tuple(self.u.shape)}" if isinstance(self.u, Tensor) else type(self.u).__name__
+            got = (
+                f"{self.u.dtype} of shape {tuple(self.u.shape)}"
+                if isinstance(self.u, Tensor)
+                else type(self.u).__name__
+            )
             raise UsageError(
                 "a direction must be a batch of real vectors", expected="floats (N, outputs...)", got=got, where="u"
             )

@@ -219,6 +219,21 @@ class Model:
             self._fast = (state, twin)
         return self._fast[1]
 
+    def averaged(self, passes: int) -> Model:
+        """The same network with its outputs averaged over so many passes; this model where nothing changes."""
+        if passes == self.eot:
+            return self
+        return Model(
+            self.net,
+            task=self.task,
+            bounds=self.bounds,
+            preprocessing=self.preprocessing,
+            chunk=self.chunk,
+            eot=passes,
+            name=self.name,
+            class_names=self.class_names,
+        )
+
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the outputs of one sample; found by running one sample, once for every input shape.
 

@@ -32,12 +32,14 @@ class Nearest(Search):
 
     Attributes:
         nearest: (N,), distance of the closest adversarial point seen; inf where there is none.
+        reached: (M,) bool, the verdicts on the last points that were recorded.
     """
 
     def __init__(self, model: Model, problem: Problem, *, exact: bool = False, stop_inside: bool = False) -> None:
         self.nearest = problem.x.new_full((len(problem.x),), torch.inf)
         self._stop_inside = stop_inside
         self._left: Tensor
+        self.reached: Tensor
         super().__init__(model, problem, exact=exact)
 
     @property
@@ -55,11 +57,24 @@ class Nearest(Search):
         """Say of which active samples (M,) bool the attack wants no more; the next ``compact`` drops them."""
         self._left = self._left | which
 
+    def drop(self, which: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Let the active samples ``which`` (M,) bool go until the next start, here and in the tensors of the attack.
+
+        Unlike ``leave`` at once and whatever their share, so that what a sample ends with depends on no other. Waits
+        for the device.
+        """
+        keep = (~which).nonzero()[:, 0]
+        if len(keep) == len(which):
+            return tensors
+        self._flush()
+        self._activate(self.index[keep], self.active.take(keep))
+        return tuple(tensor[keep] for tensor in tensors)
+
     def _activate(self, index: Tensor, active: Problem | None = None) -> None:
         super()._activate(index, active)
         self._kept, self._near = self.adversarial[index], self.nearest[index]
         self._broken = self.found[index]
-        self._left = torch.zeros_like(self._broken)
+        self._left = self.reached = torch.zeros_like(self._broken)
 
     def _gone(self) -> Tensor:
         return self._left | (self._near <= self.threat.eps) if self._stop_inside else self._left
@@ -67,12 +82,14 @@ class Nearest(Search):
     def _record(self, adv: Tensor, value: Tensor, outputs: Tensor) -> None:
         reached = self.active.objective.reached(outputs)
         distance = self.threat.distance(adv, self.x)
-        closer = reached & (distance < self._near)
+        staying = ~self._gone()  # samples that are still here because too few wanted to leave end as if they had
+        closer = reached & (distance < self._near) & staying
         self._kept = torch.where(per_sample(closer, adv), adv, self._kept)
         self._near = torch.where(closer, distance, self._near)
         self._when = torch.where(reached & ~self._broken, self.taken, self._when)
-        self._best = torch.fmax(self._best, value.to(self._best.dtype))
+        self._best = torch.where(staying, torch.fmax(self._best, value.to(self._best.dtype)), self._best)
         self._broken = self._broken | reached
+        self.reached = reached
 
     def _flush(self) -> None:
         super()._flush()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
-from robustkit.core.objective import Functions, Objective
+from robustkit.core.objective import Functions, LabelObjective, Objective
 from robustkit.core.threat import Eps, Threat
 from robustkit.kernels.balls import per_sample
 
@@ -65,7 +65,7 @@ class Search:
         x = problem.x
         self.model, self.problem, self.exact = model, problem, exact
         self.active: Problem = problem
-        self.taken = 0
+        self.taken, self._wide = 0, False
         self._inner = model if exact else model.fast(x)
         self.adversarial = x.clone()
         self.last = x.clone()
@@ -102,7 +102,7 @@ class Search:
         """Start over with the samples that still stand: from the given start, a random point, or x; (M, *S)."""
         self._flush()
         self._activate((~self.won).nonzero()[:, 0])
-        self.taken = 0
+        self.taken, self._wide = 0, False
         if self.active.start is not None and restart == 0:
             return self.threat.project(self.active.start, self.x, self.model.bounds)
         if random:
@@ -151,6 +151,19 @@ class Search:
         found = self.active.ranking
         assert found is not None
         return found
+
+    def rivals(self) -> Tensor:
+        """The classes (M, K - 1) other than the label, likeliest first on the clean inputs."""
+        ranking, objective = self.ranking(), self.active.objective
+        assert isinstance(objective, LabelObjective)
+        order = (ranking == objective.y[:, None]).long().argsort(dim=1, stable=True)
+        return ranking.gather(1, order)[:, :-1]
+
+    def widen(self, factor: float) -> None:
+        """Search in a ball ``factor`` times as large; what is seen outside the threat is not recorded."""
+        threat = self.problem.threat.take(self.index)
+        self.active = replace(self.active, threat=threat.at(threat.eps * factor))
+        self._wide = factor > 1
 
     def advance(self, adv: Tensor, grad: Tensor, size: Eps) -> Tensor:
         """One step of steepest ascent, back onto the threat set."""
@@ -217,6 +230,8 @@ class Search:
         self.taken += 1
 
     def _record(self, adv: Tensor, value: Tensor, outputs: Tensor) -> None:
+        if self._wide:
+            return
         reached = self.active.objective.reached(outputs)
         new = reached & ~self._broken
         self._kept = torch.where(per_sample(new, adv), adv, self._kept)

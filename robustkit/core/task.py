@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustkit.core.errors import UsageError, near
+from robustkit.core.specs import MethodSpec
 
 
 @runtime_checkable
@@ -113,9 +114,11 @@ class Regression:
 
     Attributes:
         tolerance: a sample counts as broken when any of its values is off by more than this.
+        peak: range of the values, for PSNR; where outputs are images like the inputs, that of the inputs is taken.
     """
 
     tolerance: float = 1.0
+    peak: float | None = None
     name: ClassVar[str] = "regression"
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -146,16 +149,27 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_from(task: Task | str) -> Task:
-    """The task that a name stands for; tasks pass through.
+    """The task that a text such as ``segmentation`` or ``segmentation:ignore_index=0`` stands for; tasks pass through.
+
+    >>> task_from("segmentation:fraction=0.9").fraction
+    0.9
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name or option, a value that is no number.
     """
     if not isinstance(task, str):
         return task
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}", fix=near(task, TASKS))
-    return TASKS[task]()
+    spec = MethodSpec.parse(task)
+    if spec.name not in TASKS:
+        raise UsageError(f"unknown task {spec.name!r}", fix=near(spec.name, TASKS))
+    kind = TASKS[spec.name]
+    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    for key, value in spec.options.items():
+        if key not in known:
+            raise UsageError(f"unknown option {key!r}", where=f"task {task}", fix=near(key, known))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError("not a number", expected="a number", got=repr(value), where=f"task {task}, {key}")
+    return kind(**spec.options)
 
 
 def _check_labels(y: Tensor, classes: int, shape: tuple[int, ...], ignore: int | None) -> None:

@@ -104,7 +104,11 @@ def _holds_batches(source: Any) -> bool:
 def _is_batch(item: Any) -> bool:
     x, y = pair(item, "the first item")
     shape, of_labels = tuple(getattr(x, "shape", ())), tuple(getattr(y, "shape", ()))
-    return len(of_labels) >= 1 and len(shape) >= 2 and shape[0] == of_labels[0] and len(of_labels) in (1, 3)
+    if len(shape) < 2 or shape[:1] != of_labels[:1]:
+        return False
+    if len(shape) == len(of_labels) == 3:  # images (N, H, W) and their labels, or one image (C, H, W) and its values
+        return not torch.as_tensor(y).is_floating_point()
+    return len(of_labels) in (1, 3) or len(shape) == len(of_labels) == 4
 
 
 def _read(source: Iterable[Any], limit: int | None, name: str) -> Data:

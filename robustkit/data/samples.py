@@ -31,7 +31,7 @@ class Data(ABC):
 
     @abstractmethod
     def take(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The samples with these ids: x (n, *S) float32 and y (n,) int64, on the CPU.
+        """The samples with these ids: x (n, *S) float32 and y (n,) int64, on the CPU; y of dense tasks as in `labels`.
 
         8-bit values are divided by 255; floating-point values are passed as they are.
 
@@ -49,7 +49,7 @@ class TensorData(Data):
 
     Args:
         x: (N, *S), uint8 or floating point.
-        y: (N,), whole numbers; (N, H, W) for dense labels.
+        y: (N,), whole numbers; (N, H, W) for dense labels; (N, C, H, W) floating point for values.
 
     Raises:
         UsageError: empty, x and y of different length, labels that are not whole numbers or not one per sample.
@@ -98,12 +98,16 @@ def numeric(values: Any, where: str) -> Tensor:
 def labels(values: Any, where: str) -> Tensor:
     """Labels as int64: (N,), or (N, H, W) for dense ones. A column (N, 1) is taken as (N,).
 
+    Targets of a regression stay float32: numbers of shape (N, C, H, W), or (N, H, W) with fractions.
+
     Raises:
         UsageError: fractions, negative classes, one-hot rows or another shape.
     """
     y = numeric(values, where)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
+    if _are_targets(y):
+        return y.to(torch.float32)
     if y.ndim in (0, 2):
         raise UsageError(
             "labels of the wrong shape",
@@ -123,6 +127,13 @@ def labels(values: Any, where: str) -> Tensor:
     if y.ndim == 1 and len(y) and int(y.min()) < 0:
         raise UsageError("a label is negative", expected="class indices from 0", got=str(int(y.min())), where=where)
     return y
+
+
+def _are_targets(y: Tensor) -> bool:
+    """Whether these are values to predict at every pixel."""
+    if not y.is_floating_point() or y.ndim < 3:
+        return False
+    return y.ndim > 3 or not bool((y == y.round()).all())
 
 
 def check_lengths(x: Tensor, y: Tensor, where: str) -> None:

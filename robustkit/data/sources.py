@@ -13,6 +13,7 @@ from robustkit.data.folders import open_folder
 from robustkit.data.hub import open_hub
 from robustkit.data.loaders import as_data
 from robustkit.data.samples import Data, TensorData
+from robustkit.demo import shapes
 from robustkit.demo.digits import CLASSES, digits
 from robustkit.demo.imagenet import class_names
 from robustkit.demo.photos import photos
@@ -48,6 +49,8 @@ def _demo(name: str, preprocessing: Preprocessing | None) -> Data:
         images, labels = digits("train")
     elif name == "photos":
         return TensorData(*photos(preprocessing), classes=class_names())
+    elif name == "shapes":
+        return TensorData(*shapes.scenes(), classes=shapes.CLASSES)
     else:
         known = [item.name for item in catalogue.DEMO_DATA]
         raise UsageError("unknown data", got=repr(f"demo:{name}"), where="data", fix=near(f"demo:{name}", known))

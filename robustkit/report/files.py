@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MAJOR = "1"
 """Major version of ``results.json`` that the reports understand; minor versions only add keys."""
 
+DENSE = ("original", "adversarial", "label", "before", "after")
+"""What is stored of each image of a dense task."""
 Row = dict[str, Any]
 HEADER: dict[str, Any] = {
     "properties": {
@@ -45,6 +47,7 @@ class RunFiles:
     results: dict[str, Any]
     run: dict[str, Any]
     config_text: str
+    _dense: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFiles:
@@ -118,6 +121,21 @@ class RunFiles:
         try:
             ids = [int(entry["id"]) for entry in self.results.get("gallery") or []]
             return {i: (tensors[f"original/{i}"], tensors[f"adversarial/{i}"]) for i in ids}
+        except KeyError as error:
+            raise _damaged(file, f"no {error}") from None
+
+
+    def dense_images(self, i: int) -> dict[str, NDArray[Any]]:
+        """Pictures of one image of a dense task: original, adversarial, label, before, after.
+
+        Raises:
+            UsageError: the file is damaged, or lacks the image.
+        """
+        file = self.path / "dense_gallery.safetensors"
+        if not self._dense:
+            self._dense.update(_read_tensors(file))
+        try:
+            return {name: self._dense[f"{name}/{i}"] for name in DENSE}
         except KeyError as error:
             raise _damaged(file, f"no {error}") from None
 

@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from robustkit.report import images, plots, text
+from robustkit.report import dense, images, plots, text
 from robustkit.report.files import RunFiles
 from robustkit.report.pages import pages
-from robustkit.report.tables import class_names
+from robustkit.report.tables import class_names, median_of
 
 MATRIX_CLASSES = 20
 PAIRS = 15
@@ -40,10 +40,12 @@ def render(run: RunFiles) -> str:
             css=_css(),
             levels=_levels(r),
             curve=_curve(r),
+            minimum=_minimum(r),
             strips=_strips(run),
             per_class=_per_class(r),
             confusion=_confusion(r),
             gallery=_gallery(run),
+            dense=dense.context(run),
             states=text.STATES,
             pages=pages(d["id"] for d in r["diagnostics"]),
         )
@@ -65,7 +67,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=text.percent, between=text.between, number=text.number, duration=text.duration, memory=text.memory
+        median_of=median_of, percent=text.percent,
+        measure=text.measure,
+        headline=text.headline,
+        between=text.between,
+        number=text.number,
+        duration=text.duration,
+        memory=text.memory,
     )
     return environment
 
@@ -84,6 +92,12 @@ def _curve(r: Mapping[str, Any]) -> Markup | None:
         r["curve"]["points"], eps=r["threat"]["eps"], chance=r["curve"]["chance"], norm=r["threat"]["norm"]
     )
     return Markup(svg)  # made of numbers alone
+
+
+def _minimum(r: Mapping[str, Any]) -> Markup | None:
+    """The curves of the minimum-norm attacks, each from one run."""
+    found = {a["label"]: a["minimum"]["points"] for a in r["attacks"] if a["minimum"]}
+    return Markup(plots.curves(found, eps=r["threat"]["eps"], norm=r["threat"]["norm"])) if found else None
 
 
 def _command(argv: Sequence[str]) -> str:

@@ -41,6 +41,12 @@ def perturbation(original: Array, adversarial: Array) -> tuple[str, float]:
     return picture(0.5 + factor * delta, 0.0, 1.0), factor
 
 
+def nearest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrunk as other pictures are, without mixing colours."""
+    step = -(-max(pixels.shape[:2]) // LARGE)
+    return pixels[step // 2 :: step, step // 2 :: step]
+
+
 def _shrunk(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     longest = max(pixels.shape[:2])
     if longest <= LARGE:

@@ -29,6 +29,7 @@ def render(run: RunFiles) -> str:
         *(f"> **{kind.upper()}:** {escape(text)}" for kind, text in stamps(results)),
         *_threat(results),
         *_attacks(results),
+        *_dense(results),
         *_classes(results),
         *_checks(results),
         *_cost(results),
@@ -128,6 +129,15 @@ def _attacks(r: Mapping[str, Any]) -> Iterator[str]:
     if r["curve"]:
         yield f"## Accuracy against eps\n\nBy {escape(r['curve']['attack'])}, from small balls to large ones."
         yield table(("eps", "robust accuracy", "95 % interval"), tables.curve(r))
+
+
+def _dense(r: Mapping[str, Any]) -> Iterator[str]:
+    if not r.get("dense"):
+        return
+    yield "## Metrics, each image at its worst point"
+    yield table(*tables.dense(r))
+    if r["dense"]["per_class"]:
+        yield table(tables.IOU_COLUMNS, tables.class_iou(r))
 
 
 def _classes(r: Mapping[str, Any]) -> Iterator[str]:

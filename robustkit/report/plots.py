@@ -18,6 +18,7 @@ INK, ROBUST, MUTED, BROKEN = COLOURS
 STATES = ("robust", "broken", "wrong")
 """What a sample can be, by its code 0, 1, 2; the names of the style sheet's colours."""
 COLUMNS = 600
+LINES = ("-", "--", ":", "-.")
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustkit",
@@ -42,6 +43,23 @@ def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | No
             axes.axhline(100 * chance, color=MUTED, lw=0.9, ls=(0, (1, 2)))
             axes.annotate("chance", (0.0, 100 * chance), (4, 4), color=MUTED, fontsize=9.5, textcoords="offset points")
         return _svg(figure, "Robust accuracy against eps")
+
+
+def curves(
+    attacks: Mapping[str, Sequence[Mapping[str, Any]]], *, eps: float, norm: str, most: int = len(LINES)
+) -> str:
+    """Robust accuracy against eps, a step line for each minimum-norm attack, and a mark at the eps of the run."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.8, 3.7))
+        axes = figure.add_subplot()
+        for (label, points), line in zip(list(attacks.items())[:most], LINES, strict=False):
+            x = [p["eps"] for p in points]
+            axes.step(x, [100 * p["robust_accuracy"] for p in points], where="post", color=ROBUST, lw=1.8, ls=line,
+                      label=label)
+        _frame(axes, f"eps, {norm}", "robust accuracy, %")
+        _mark(axes, eps, left=eps < 0.6 * axes.get_xlim()[1])
+        axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+        return _svg(figure, "Robust accuracy against eps, from minimum-norm attacks")
 
 
 def strip(states: NDArray[np.int64], columns: int = COLUMNS) -> str:

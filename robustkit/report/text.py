@@ -68,8 +68,36 @@ def grey_levels(results: Mapping[str, Any]) -> str:
     return f"{255 * results['threat']['eps'] / (high - low):.3g} of 255 grey levels"
 
 
+def measure(metric: Mapping[str, Any], value: float | None) -> str:
+    """A metric of a dense task in its unit.
+
+    >>> measure({"unit": "share"}, 0.5), measure({"unit": "dB"}, 21.37), measure({"unit": ""}, None)
+    ('50.0 %', '21.37 dB', '–')
+    """
+    if metric["unit"] == "share" and value is not None:
+        return percent(value)
+    return f"{number(value)} {metric['unit'] if value is not None else ''}".rstrip()
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The number that stands for all others."""
+    dense = results.get("dense")
+    if not dense:
+        return f"robust accuracy {percent(results['robust_accuracy'])}"
+    return f"{dense['metrics'][0]['name']} {measure(dense['metrics'][0], dense['metrics'][0]['robust'])}"
+
+
 def verdict(results: Mapping[str, Any]) -> str:
     """The number and what it is of, in one sentence."""
+    if results.get("dense"):
+        figures = ", ".join(
+            f"{m['name']} {measure(m, m['robust'])} (without attack {measure(m, m['clean'])})"
+            for m in results["dense"]["metrics"]
+        )
+        return (
+            f"In the worst case {figures}: {results['model']['name']} on {results['n']} images of "
+            f"{results['data']['name']} under {results['threat']['text']}."
+        )
     return (
         f"Robust accuracy {percent(results['robust_accuracy'])} (95 % interval {between(results['interval'])}) of "
         f"{results['model']['name']} on {results['n']} samples of {results['data']['name']} "

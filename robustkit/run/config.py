@@ -31,6 +31,8 @@ from robustkit.run.yaml_file import read_yaml
 WITHOUT_EFFECT = frozenset({"progress", "max_minutes", "fail_under"})
 """Options that change no figure: they are in no digest, and a run may be continued with others."""
 
+TASK_NAMES = ("classification", "segmentation", "regression")
+
 Text = Annotated[StrictStr, Field(min_length=1, pattern=r"\S")]
 Numbers = Annotated[tuple[Fraction, ...], Field(min_length=1)]
 Count = Annotated[StrictInt, Field(ge=1)]
@@ -47,6 +49,7 @@ class EvaluateConfig(BaseModel):
         description="a list of attacks such as pgd:steps=20"
     )
     threat: StrictStr = Field(description="a norm and a radius such as linf:8/255")
+    stages: tuple[Text, ...] | None = Field(None, description="a list of stages of a suite such as apgd-ce")
     limit: Count | None = Field(None, description="a whole number of samples >= 1")
     seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = Field(0, description="a whole number from 0 to 2^63 - 1")
     batch_size: Literal["auto"] | Count = Field("auto", description="auto or a whole number >= 1")
@@ -54,8 +57,8 @@ class EvaluateConfig(BaseModel):
     mean: Numbers | None = Field(None, description="a list of numbers, one per channel")
     std: Numbers | None = Field(None, description="a list of numbers > 0, one per channel")
     bounds: tuple[Fraction, Fraction] | None = Field(None, description="two numbers, low < high")
-    task: Literal["classification", "segmentation", "regression"] | None = Field(
-        None, description="classification, segmentation or regression"
+    task: StrictStr | None = Field(
+        None, description="classification, segmentation or regression, with options such as segmentation:ignore_index=0"
     )
     surrogate: Text | None = Field(None, description="a second model, from which attacks are transferred")
     targeted: Literal["random", "least-likely", "next"] | None = Field(None, description="random, least-likely or next")
@@ -77,6 +80,16 @@ class EvaluateConfig(BaseModel):
         if twice:
             raise UsageError("an attack is given twice", got=", ".join(twice), where="attacks", fix="Give each once.")
         return texts
+
+    @field_validator("task")
+    @classmethod
+    def _canonical_task(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        spec = MethodSpec.parse(value)
+        if spec.name not in TASK_NAMES:
+            raise UsageError(f"unknown task {spec.name!r}", where="task", fix=near(spec.name, TASK_NAMES))
+        return str(spec)
 
     @field_validator("threat")
     @classmethod

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from dataclasses import fields
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustkit.core.attack import ATTACKS, Attack
+from robustkit.core.nearest import MinimumNorm
 from robustkit.run.directory import RunDirectory
 from robustkit.run.interval import clopper_pearson
 from robustkit.run.plan import Plan, label_of
@@ -26,6 +29,10 @@ from robustkit.run.stages import CLEAN, samples_file, tensors_file
 CURVE = "samples-curve"
 BELOW = (0.125, 0.25, 0.5, 0.75)
 ABOVE = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
+
+
+MOST_POINTS = 60
+"""Points of the curve of a minimum-norm attack, one at every distance where there are fewer."""
 
 
 def grid(eps: float, everything: float) -> list[float]:
@@ -41,7 +48,7 @@ def grid(eps: float, everything: float) -> list[float]:
 def curve_attack(plan: Plan) -> Attack:
     """The last attack of the run that takes steps; a PGD of 20 steps where there is none."""
     for attack in reversed(plan.attacks):
-        if {"steps", "restarts"} <= {f.name for f in fields(attack)}:
+        if climbs(attack):
             return attack
     built: Attack = ATTACKS.get("pgd").build({"steps": 20})
     return built
@@ -62,6 +69,11 @@ def curve_stage(plan: Plan, run: RunDirectory, progress: Progress) -> None:
             run.append_rows(CURVE, search.rows())
             run.log("chunk", stage="curve", start=chunk.start, n=len(ids), seconds=time.monotonic() - began)
         progress.advance("curve", len(chunk))
+
+
+def climbs(attack: Attack) -> bool:
+    """Whether an attack climbs the loss inside the threat in steps, as PGD does."""
+    return {"steps", "restarts"} <= {f.name for f in fields(attack)} and not isinstance(attack, MinimumNorm)
 
 
 class _Radii:
@@ -155,3 +167,22 @@ def curve_points(
             break
     area = sum((b["eps"] - a["eps"]) * (a["robust_accuracy"] + b["robust_accuracy"]) / 2 for a, b in pairwise(points))
     return {"attack": label_of(curve_attack(plan)), "chance": chance, "area": area, "points": points}
+
+
+def minimum_points(rows: dict[int, dict[str, Any]], correct: int, n: int) -> dict[str, Any] | None:
+    """The whole curve of a minimum-norm attack, from one run; None for other attacks.
+
+    A sample stands below the distance at which it was broken. ``median`` is that over the samples that are right when
+    clean, None where half of them were not broken at any distance.
+    """
+    found = sorted(row["minimum"] for row in rows.values() if row.get("minimum", -1) >= 0)
+    if not any("minimum" in row for row in rows.values()):
+        return None
+    middle = median([*found, *[math.inf] * (len(rows) - len(found))])
+    steps = [found[i * len(found) // MOST_POINTS] for i in range(MOST_POINTS)] if len(found) > MOST_POINTS else found
+    points = []
+    for radius in sorted({0.0, *steps, *found[-1:]}):
+        standing = correct - bisect_right(found, radius) if radius else correct
+        interval = list(clopper_pearson(standing, n))
+        points.append({"eps": radius, "robust_accuracy": standing / n, "interval": interval})
+    return {"found": len(found), "median": middle if math.isfinite(middle) else None, "points": points}

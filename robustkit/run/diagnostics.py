@@ -16,6 +16,7 @@ from robustkit.core.attack import ATTACKS, Attack, AttackResult
 from robustkit.core.diagnostic import Diagnostic, Status
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
+from robustkit.core.nearest import MinimumNorm
 from robustkit.core.objective import LabelObjective
 from robustkit.core.threat import Threat
 from robustkit.run.verification import Batch, verification
@@ -27,6 +28,7 @@ TITLES = {
     "D6": "unbounded attacks succeed",
     "D7": "accuracy falls with eps",
     "D8": "many steps beat one",
+    "D9": "gradients beat queries",
     "D10": "gradients beat random noise",
     "D11": "restarts add nothing",
 }
@@ -34,6 +36,8 @@ POINT = 0.01
 MOVING = 0.05
 """Rise of the loss of what stands, when the steps are doubled, above which an attack has not converged."""
 NOISE_DRAWS = 100
+BY_QUERIES = 0.002
+"""Share of the samples, broken by queries and by no gradient, above which gradients are in doubt, as in AutoAttack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,8 @@ class Evidence:
         x, y, ids, target: a probe of the samples that are right when clean.
         success: for each attack's label, which samples of the probe it broke.
         silent: samples of the run called broken on the way that could not be returned.
+        queried: samples of the run that attacks by queries broke and no gradient attack did; None unless both ran.
+        total: samples of the run.
         stored: yields every stored adversarial input beside its clean one.
         chance: accuracy of guessing.
         surrogate: a second model to transfer from.
@@ -63,6 +69,8 @@ class Evidence:
     seed: int
     chance: float
     surrogate: Model | None = None
+    queried: int | None = None
+    total: int = 0
 
     @property
     def broken(self) -> Tensor:
@@ -112,6 +120,7 @@ def _probe_checks(e: Evidence) -> Iterator[Diagnostic]:
     yield _unbounded(e, iterative)
     yield _monotone(e, iterative, base)
     yield _single_step(e, standing)
+    yield _queries(e)
     yield _noise(e, standing)
     yield _restarts(e, iterative, standing)
 
@@ -169,7 +178,8 @@ def _graded(
 def _iterative(e: Evidence) -> Attack:
     """The last attack of the run that takes steps and restarts; a PGD of 20 steps where there is none."""
     for attack in reversed(e.attacks):
-        if {"steps", "restarts", "random_start"} <= {f.name for f in fields(attack)}:
+        names = {f.name for f in fields(attack)}
+        if {"steps", "restarts", "random_start"} <= names and not isinstance(attack, MinimumNorm):
             return attack
     built: Attack = ATTACKS.get("pgd").build({"steps": 20})
     return built
@@ -316,6 +326,24 @@ def _single_step(e: Evidence, standing: Tensor) -> Diagnostic:
         f"a single step breaks {int(found.sum())} samples of the probe that many steps did not",
         "0",
         "Steps are too long or too few, or gradients mislead: vary step_size, add restarts.",
+    )
+
+
+def _queries(e: Evidence) -> Diagnostic:
+    """D9: attacks that only ask for outputs break nothing that gradients did not."""
+    if e.queried is None or not e.total:
+        message = "this compares a gradient attack with one by queries, and the run does not hold both"
+        return _row("D9", "NOT RUN", message, remedy="Add --attack square, or run --attack standard.")
+    share = e.queried / e.total
+    return _graded(
+        "D9",
+        share,
+        BY_QUERIES,
+        max(POINT, 2 / e.total + 1e-9),
+        f"queries break {e.queried} of {e.total} samples that gradients did not",
+        f"<= {BY_QUERIES:.1%}",
+        "Gradients are masked: trust the attack by queries, adapt the gradient attack, and look at D1 and D2.",
+        invalidates=True,
     )
 
 

@@ -73,7 +73,9 @@ def execute(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Prog
 def _chunks(plan: Plan, run: RunDirectory, progress: Progress, late: Callable[[], bool]) -> bool:
     """Every chunk through every stage; False when time ran out first."""
     clean = {row["id"]: row for row in run.rows(CLEAN)}
-    broken = {row["id"] for k in range(len(plan.attacks)) for row in run.rows(samples_file(plan, k)) if row["success"]}
+    broken = [
+        {row["id"] for row in run.rows(samples_file(plan, k)) if row["success"]} for k in range(len(plan.stages))
+    ]
     for stage in ("clean", *plan.labels):
         progress.start(stage, plan.n)
     for chunk in plan.chunks():
@@ -84,9 +86,10 @@ def _chunks(plan: Plan, run: RunDirectory, progress: Progress, late: Callable[[]
         for k, label in enumerate(plan.labels):
             if late():
                 return False
-            rows = attack_stage(plan, run, k, chunk, clean)
-            broken |= {row["id"] for row in rows if row["success"]}
-            progress.advance(label, len(chunk), robust_share(clean, broken, chunk.stop))
+            before = set().union(*(broken[j] for j in plan.stages[k].after))
+            rows = attack_stage(plan, run, k, chunk, clean, before)
+            broken[k] |= {row["id"] for row in rows if row["success"]}
+            progress.advance(label, len(chunk), robust_share(clean, set().union(*broken), chunk.stop))
         _remember_memory(plan, run)
     return True
 

@@ -20,7 +20,7 @@ from robustkit.run.config import EvaluateConfig, config_warnings, validated
 from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
-from robustkit.run.plan import Plan, build_attacks, label_of
+from robustkit.run.plan import Plan, build_attacks, label_of, passes_of
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.result import Result
 from robustkit.zoo import load
@@ -80,6 +80,7 @@ def evaluate(
             fix="Per-sample radii are for calling an attack yourself.",
         )
     built = build_attacks(attacks, where)
+    wrapped = wrapped.averaged(max(wrapped.eot, passes_of(built)))
     options = {
         "model": f"python:{wrapped.name}",
         "data": "python:data",
@@ -125,7 +126,7 @@ def run(config: EvaluateConfig, out: Path, *, command: list[str], progress: Prog
 def plan_from(config: EvaluateConfig) -> Plan:
     """Load the model, the data and the attacks that a configuration names."""
     threat = threat_from(config.threat_spec)
-    attacks = build_attacks(config.attacks, threat)
+    attacks = build_attacks(config.attacks, threat, config.stages)
     model = load(
         config.model,
         weights=config.weights,
@@ -134,7 +135,7 @@ def plan_from(config: EvaluateConfig) -> Plan:
         bounds=config.bounds,
         task=config.task,
         device=config.device,
-        eot=config.eot,
+        eot=max(config.eot, passes_of(attacks)),
     )
     data = open_data(config.data, preprocessing=model.preprocessing, limit=config.limit)
     surrogate = load(config.surrogate, device=config.device) if config.surrogate else None

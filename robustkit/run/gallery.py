@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from robustkit.core.task import Classification
+from robustkit.run.dense import is_dense
+from robustkit.run.dense_gallery import dense_gallery
 from robustkit.run.directory import RunDirectory
 from robustkit.run.plan import Plan
 from robustkit.run.stages import samples_file, tensors_file
@@ -17,6 +19,8 @@ SIZE = 8
 
 def gallery(plan: Plan, run: RunDirectory) -> None:
     """Write ``gallery.json`` and ``gallery.safetensors``: broken samples of as many classes as there are."""
+    if is_dense(plan.model.task):
+        dense_gallery(plan, run)
     chosen = _choose(plan, run) if isinstance(plan.model.task, Classification) else []
     tensors: dict[str, Tensor] = {}
     entries = []

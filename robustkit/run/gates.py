@@ -14,6 +14,8 @@ from robustkit.core.specs import parse_fraction
 METRICS = {
     "robust_accuracy": "share of all samples that no attack broke",
     "robust_accuracy_low": "lower end of its 95 % interval",
+    "miou": "mean intersection over union in the worst case, for segmentation",
+    "pixel_accuracy": "share of labelled pixels that are right in the worst case, for segmentation",
     "clean_accuracy": "share of samples classified correctly without any attack",
     "clean_accuracy_low": "lower end of its 95 % interval",
 }
@@ -66,5 +68,7 @@ def judge(gates: Iterable[str], results: Mapping[str, Any]) -> list[dict[str, An
 def _figure(metric: str, results: Mapping[str, Any]) -> float | None:
     """The figure, or None where the run never came so far."""
     key, index = _WHERE.get(metric, (metric, None))
-    found = results.get(key)
-    return found if index is None or found is None else found[index]
+    dense = (results.get("dense") or {}).get("metrics", [])
+    found: Any = results.get(key, next((m["robust"] for m in dense if m["key"] == key), None))
+    value: float | None = found if index is None or found is None else found[index]
+    return value

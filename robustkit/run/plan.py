@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -17,8 +17,11 @@ from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
 from robustkit.core.registry import options_of
 from robustkit.core.specs import MethodSpec
+from robustkit.core.suite import Suite
+from robustkit.core.task import Classification
 from robustkit.core.threat import Threat
 from robustkit.data import Data
+from robustkit.run import dense
 from robustkit.run.config import EvaluateConfig
 
 PROBE, PROBE_LARGE = 128, 64
@@ -27,13 +30,30 @@ AUTO_VALUES = 2_500_000
 """Input values in a batch of ``--batch-size auto``: 16 photos of 224x224, or 512 digits, the most."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One attack of a run.
+
+    Attributes:
+        attack: inside the threat of the run.
+        label: how results call it: the name, and the options that are not the defaults; ``suite/stage`` in a suite.
+        suite: name of the suite that it is part of, or nothing.
+        after: stages of that suite that come before: samples that they broke are not attacked again.
+    """
+
+    attack: Attack
+    label: str
+    suite: str = ""
+    after: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A model, data, attacks inside one threat, and the options of the run."""
 
     model: Model
     data: Data
-    attacks: tuple[Attack, ...]
+    chosen: tuple[Attack, ...]
     threat: Threat
     config: EvaluateConfig
     surrogate: Model | None = None
@@ -48,7 +68,7 @@ class Plan:
                 fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.",
             )
         twice = {label for label in self.labels if self.labels.count(label) > 1}
-        if not self.attacks or twice:
+        if not self.chosen or twice:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
         if self.n == 0:
             raise UsageError("the data set is empty", expected="at least one sample", got="0", where=self.data.name)
@@ -58,10 +78,28 @@ class Plan:
         """Samples to evaluate."""
         return min(len(self.data), self.config.limit or len(self.data))
 
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The attacks to run, suites taken apart."""
+        found: list[Stage] = []
+        for attack in self.chosen:
+            if not isinstance(attack, Suite):
+                found.append(Stage(attack, label_of(attack)))
+                continue
+            name, first = label_of(attack), len(found)
+            for stage, part in attack.parts(self.threat).items():
+                found.append(Stage(part, f"{name}/{stage}", name, tuple(range(first, len(found)))))
+        return tuple(found)
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """The attack of every stage."""
+        return tuple(stage.attack for stage in self.stages)
+
     @property
     def labels(self) -> tuple[str, ...]:
-        """How results call the attacks: the name, and the options that are not the defaults."""
-        return tuple(label_of(attack) for attack in self.attacks)
+        """How results call the stages."""
+        return tuple(stage.label for stage in self.stages)
 
     def stage(self, k: int) -> str:
         """Name of the files of attack ``k``."""
@@ -95,6 +133,8 @@ class Plan:
         if self.config.targeted is None:
             return None
         classes = int(self.model.output_shape(self.inputs([0])[0])[0])
+        if not isinstance(self.model.task, Classification):
+            return dense.targets(self.model.task, self.config.targeted, classes, y, ids, self.config.seed)
         if self.config.targeted == "least-likely":
             return torch.where(least == y, (y + 1) % classes, least)
         if self.config.targeted == "next":
@@ -115,13 +155,33 @@ def _default(value: object) -> object:
     return getattr(value, "default", value)
 
 
-def build_attacks(texts: Sequence[str | Attack], threat: Threat) -> tuple[Attack, ...]:
-    """Attacks inside ``threat``, from their text forms or instances.
+def build_attacks(
+    texts: Sequence[str | Attack], threat: Threat, stages: Sequence[str] | None = None
+) -> tuple[Attack, ...]:
+    """Attacks inside ``threat``, from their text forms or instances; ``stages`` cuts the suites among them.
 
     Raises:
-        UsageError: unknown names or options; an instance that has another threat already.
+        UsageError: unknown names or options; an instance that has another threat already; stages without a suite.
     """
-    return tuple(_inside(_build(item), threat) for item in texts)
+    built = [_build(item) for item in texts]
+    if stages and not any(isinstance(attack, Suite) for attack in built):
+        raise UsageError(
+            "stages are parts of a suite",
+            expected="a suite among the attacks",
+            got=", ".join(label_of(attack) for attack in built),
+            where="stages",
+            fix="Add --attack standard, or leave the stages out.",
+        )
+    return tuple(_inside(_cut(attack, stages), threat) for attack in built)
+
+
+def _cut(attack: Attack, stages: Sequence[str] | None) -> Attack:
+    return replace(attack, stages="+".join(stages)) if stages and isinstance(attack, Suite) else attack
+
+
+def passes_of(attacks: Sequence[Attack]) -> int:
+    """Forward passes that the attacks average: more than one where a suite is made for random networks."""
+    return max((attack.passes for attack in attacks if isinstance(attack, Suite)), default=1)
 
 
 def _build(item: str | Attack) -> Attack:

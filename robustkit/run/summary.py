@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,9 @@ from robustkit.core.attack import ATTACKS
 from robustkit.core.registry import options_of
 from robustkit.core.task import Classification
 from robustkit.core.types import Cost
-from robustkit.run.curve import CURVE, curve_points
+from robustkit.run import dense
+from robustkit.run.curve import CURVE, curve_points, minimum_points
+from robustkit.run.dense_gallery import ENTRIES, peak
 from robustkit.run.directory import SCHEMA_VERSION, RunDirectory
 from robustkit.run.facts import model_facts
 from robustkit.run.gallery import class_name
@@ -37,8 +40,19 @@ class Rows:
     def read(cls, plan: Plan, run: RunDirectory) -> Rows:
         clean = {row["id"]: row for row in run.rows(CLEAN)}
         attacks = [{row["id"]: row for row in run.rows(samples_file(plan, k))} for k in range(len(plan.attacks))]
-        done = [i for i, row in clean.items() if not row["correct"] or all(i in rows for rows in attacks)]
+        skipped = not dense.is_dense(plan.model.task)
+        done = [
+            i for i, row in clean.items() if (skipped and not row["correct"]) or cls._through(plan, attacks, i)
+        ]
         return cls({i: clean[i] for i in done}, [{i: rows[i] for i in done if i in rows} for rows in attacks])
+
+    @staticmethod
+    def _through(plan: Plan, attacks: list[dict[int, Row]], i: int) -> bool:
+        """Whether a sample has a row of every stage, but for those that an earlier stage of a suite spared it."""
+        return all(
+            i in rows or any(attacks[j].get(i, {}).get("success") for j in stage.after)
+            for rows, stage in zip(attacks, plan.stages, strict=True)
+        )
 
     @property
     def correct(self) -> list[int]:
@@ -99,6 +113,7 @@ def summarise(plan: Plan, run: RunDirectory, *, complete: bool) -> dict[str, Any
         "data": {"name": plan.data.name, "size": len(plan.data), "sha256": plan.data.fingerprint()},
         "attacks": [_attack(plan, rows, k) for k in range(len(plan.attacks))],
         "per_class": _per_class(plan, rows),
+        "dense": _dense(plan, run, rows),
         "confusion": _confusion(rows),
         "calibration": _calibration(rows),
         "diagnostics": diagnostics,
@@ -114,14 +129,16 @@ def summarise(plan: Plan, run: RunDirectory, *, complete: bool) -> dict[str, Any
 
 
 def _attack(plan: Plan, rows: Rows, k: int) -> dict[str, Any]:
-    attack, entry = plan.attacks[k], ATTACKS.entry_of(plan.attacks[k])
-    broken = rows.broken(k)
+    attack, stage = plan.attacks[k], plan.stages[k]
+    entry, broken = ATTACKS.entry_of(attack), rows.broken(k)
+    so_far = broken.union(*(rows.broken(j) for j in stage.after))
     before = set().union(*(rows.broken(j) for j in range(k)))
     others = set().union(*(rows.broken(j) for j in range(len(plan.attacks)) if j != k))
-    standing, n = len(rows.correct) - len(broken), len(rows.clean)
+    standing, n = len(rows.correct) - len(so_far), len(rows.clean)
     distances = [rows.attacks[k][i]["distance"] for i in broken]
     return {
-        "label": plan.labels[k],
+        "label": stage.label,
+        "suite": stage.suite or None,
         "name": entry.name,
         "version": entry.version,
         "options": options_of(attack),
@@ -129,10 +146,12 @@ def _attack(plan: Plan, rows: Rows, k: int) -> dict[str, Any]:
         "summary": entry.summary,
         "robust_accuracy": standing / n if n else None,
         "interval": list(clopper_pearson(standing, n)),
+        "attacked": len(rows.attacks[k]),
         "broken": len(broken),
         "gain": len(broken - before),
-        "alone": len(broken - others),
+        "alone": None if stage.suite else len(broken - others),
         "median_distance": median(distances) if distances else None,
+        "minimum": minimum_points(rows.attacks[k], len(rows.correct), n),
         **_passes(plan, rows.attacks[k]),
         "knowledge": attack.knowledge,
         **KNOWLEDGE[attack.knowledge],
@@ -157,6 +176,11 @@ def _per_class(plan: Plan, rows: Rows) -> list[dict[str, Any]]:
         {"class": c, "name": class_name(plan, c), "n": n, "clean_accuracy": right / n, "robust_accuracy": robust / n}
         for c, (n, right, robust) in sorted(counts.items())
     ]
+
+
+def _dense(plan: Plan, run: RunDirectory, rows: Rows) -> dict[str, Any] | None:
+    found = dense.summary(plan.model.task, rows.clean, rows.attacks, partial(class_name, plan), peak(plan))
+    return found and {**found, "gallery": run.read_json(ENTRIES) or []}
 
 
 def _confusion(rows: Rows) -> list[dict[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from robustkit.core.diagnostic import Diagnostic
 from robustkit.core.model import Model
 from robustkit.core.objective import LabelObjective
-from robustkit.core.task import Classification
+from robustkit.core.task import Classification, DenseClassification, Graded
 from robustkit.core.threat import Threat
 
 TITLE = "stored inputs verify"
@@ -25,25 +25,38 @@ ALONE = 8
 SURVIVES = 0.9
 """Share of the stored inputs that should survive rounding to 8 bits."""
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-"""ids, clean inputs, labels, targets, adversarial inputs."""
+HARM = 0.01
+"""How far the harm of a dense answer, measured again, may lie from what was recorded: a share of the pixels, or of the
+mean squared error. Rounding turns single pixels."""
+
+
+class Batch(NamedTuple):
+    """Stored inputs beside their clean ones; ``harm`` (N,) as recorded, where answers are wrong to a degree."""
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    target: Tensor | None
+    adversarial: Tensor
+    harm: Tensor | None = None
 
 
 def verification(model: Model, stored: Iterable[Batch], threat: Threat) -> Diagnostic:
     """Every stored input is inside ball and bounds and still fools the network, alone and in a batch; how many survive
-    rounding to 8 bits is told beside it. A margin that rounding can turn counts as holding."""
+    rounding to 8 bits is told beside it. A margin that rounding can turn counts as holding. In dense tasks what holds
+    is the harm that was recorded."""
     total = outside = failed = survive = 0
-    for _, x, y, target, adversarial in stored:
+    for _, x, y, target, adversarial, harm in (Batch(*batch) for batch in stored):
         objective = LabelObjective(model.task, y, target)
         total += len(x)
         outside += int(_outside(model, threat, x, adversarial).sum())
         with model.frozen(), torch.no_grad():
             first = [
-                _holds(objective.take(slice(i, i + 1)), model(adversarial[i : i + 1]))
+                _holds(objective.take(slice(i, i + 1)), model(adversarial[i : i + 1]), _part(harm, slice(i, i + 1)))
                 for i in range(min(len(x), ALONE))
             ]
-            together = _holds(objective, model(adversarial))
-            survive += int(objective.reached(model(_rounded(adversarial, model))).sum())
+            together = _holds(objective, model(adversarial), harm)
+            survive += int(_survives(objective, model(_rounded(adversarial, model)), harm).sum())
         alone = torch.cat([*first, together[len(first) :]])
         failed += int((~(together & alone)).sum())
     return _verified(total, outside, failed, survive, random=model.eot > 1)
@@ -59,8 +72,23 @@ def _outside(model: Model, threat: Threat, x: Tensor, adversarial: Tensor) -> Te
     return far | (low < model.bounds.low - room) | (high > model.bounds.high + room)
 
 
-def _holds(objective: LabelObjective, outputs: Tensor) -> Tensor:
-    """(N,) bool: reached, or so close that rounding decides."""
+def _part(harm: Tensor | None, index: slice) -> Tensor | None:
+    return None if harm is None else harm[index]
+
+
+def _survives(objective: LabelObjective, outputs: Tensor, harm: Tensor | None) -> Tensor:
+    """(N,) bool: still reached; in dense tasks at least nine tenths of the harm."""
+    if harm is None or not isinstance(objective.task, Graded):
+        return objective.reached(outputs)
+    return objective.task.harm(outputs, objective.y) >= SURVIVES * harm
+
+
+def _holds(objective: LabelObjective, outputs: Tensor, harm: Tensor | None) -> Tensor:
+    """(N,) bool: reached, or so close that rounding decides; in dense tasks as harmful as recorded."""
+    if harm is not None and isinstance(objective.task, Graded):
+        again = objective.task.harm(outputs, objective.y)
+        room = HARM if isinstance(objective.task, DenseClassification) else HARM * harm
+        return (again - harm).abs() <= room
     if not isinstance(objective.task, Classification):
         return objective.reached(outputs)
     return replace(objective, loss="margin")(outputs) > -TIE

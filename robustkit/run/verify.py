@@ -20,7 +20,7 @@ from robustkit.run.facts import state_hash
 from robustkit.run.folder import read_results
 from robustkit.run.lock import RunLock
 from robustkit.run.manifest import check_manifest
-from robustkit.run.plan import Plan, build_attacks
+from robustkit.run.plan import Plan, build_attacks, passes_of
 from robustkit.run.stages import CLEAN
 from robustkit.run.summary import is_tie, summarise
 from robustkit.run.verification import verification
@@ -72,7 +72,10 @@ def _plan(config: EvaluateConfig, model: Model | None, data: Any) -> Plan:
             fix="Call robustkit.verify(folder, model=..., data=...).",
         )
     threat = threat_from(config.threat_spec)
-    return Plan(wrap(model), as_data(data, limit=config.limit), build_attacks(config.attacks, threat), threat, config)
+    attacks = build_attacks(config.attacks, threat, config.stages)
+    wrapped = wrap(model)
+    wrapped = wrapped.averaged(max(wrapped.eot, passes_of(attacks)))
+    return Plan(wrapped, as_data(data, limit=config.limit), attacks, threat, config)
 
 
 def _files(folder: Path) -> Diagnostic:

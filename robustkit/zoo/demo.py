@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from robustkit import catalogue
@@ -17,10 +18,17 @@ def find(name: str, weights: Path | None) -> Source:
     """One of the embedded networks; `weights` replace its own."""
     if f"demo:{name}" not in (known := [item.name for item in catalogue.DEMO_MODELS]):
         raise UsageError("unknown model", got=repr(f"demo:{name}"), where="model", fix=near(f"demo:{name}", known))
-    source = _imagenet() if name == "efficientnet_lite0" else Source(digit_net(name), class_names=CLASSES)
+    source = _OTHERS[name]() if name in _OTHERS else Source(digit_net(name), class_names=CLASSES)
     if weights is not None:
         load_into(source.net, read_state(weights), str(weights))
     return source
+
+
+def _shapes() -> Source:
+    from robustkit.demo.pixel_network import shapes_net
+    from robustkit.demo.shapes import CLASSES as SHAPES
+
+    return Source(shapes_net(), class_names=SHAPES, task="segmentation")
 
 
 def _imagenet() -> Source:
@@ -29,3 +37,6 @@ def _imagenet() -> Source:
 
     net = efficientnet_lite0()
     return Source(net, read_preprocessing(net), class_names())
+
+
+_OTHERS: dict[str, Callable[[], Source]] = {"efficientnet_lite0": _imagenet, "shapes-segmentation": _shapes}

@@ -57,6 +57,7 @@ THRESHOLDS = {  # page -> how it must state the constants of the code
     "D5": (FEW,),
     "D7": (f"more than {200 * diagnostics.POINT:g} %",),
     "D8": (FEW,),
+    "D9": (f"more than {100 * diagnostics.BY_QUERIES:g} %", f"more than {100 * diagnostics.POINT:g} % of the samples"),
     "D10": (f"Up to {diagnostics.NOISE_DRAWS} random points", FEW),
     "D11": GAIN,
     "D14": (
@@ -80,7 +81,7 @@ THRESHOLDS = {  # page -> how it must state the constants of the code
         f"{evidence.PROBE_VALUES // (3 * 32 * 32)} samples",
     ),
 }
-INVALIDATING = {"D3", "D6", "D10", "D17"}  # checks after the attacks whose FAIL marks the result as invalid
+INVALIDATING = {"D3", "D6", "D9", "D10", "D17"}  # checks after the attacks whose FAIL marks the result as invalid
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
