@@ -68,6 +68,7 @@ def maximise(
     *,
     constraints: Constraints | None = None,
     scale: float = 1.0,
+    barrier: bool = False,
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
     how: Hybrid | None = None,
@@ -84,7 +85,8 @@ def maximise(
         phi: from points (k, *S) to outputs, each row on its own; without randomness.
         x0: (*S), inside the box.
         constraints: from points and outputs to (k, m).
-        scale: of the constraints: f - ||scale * relu(c)||^2 is maximised.
+        scale: of the constraints: f - ||scale * relu(c)||^2 is maximised, whose maximum breaks them by a trace.
+        barrier: refuse every point that breaks a constraint; x0 must keep them all.
         lower, upper: numbers or tensors that broadcast to *S.
         how: radii and steps.
         evaluations: most evaluations of Phi, the one at x0 included; never exceeded.
@@ -95,8 +97,8 @@ def maximise(
         every: iterations between two writes.
 
     Raises:
-        UsageError: x0 leaves the box or is not finite, f is not finite there, a shape is wrong, an attack finds no
-            gradient, or the checkpoint is another search's.
+        UsageError: x0 leaves the box, breaks a constraint behind the barrier, or gives no finite value; a shape is
+            wrong; an attack finds no gradient; the checkpoint is another search's.
         Incomplete: the checkpoint cannot be written.
 
     >>> found = maximise(lambda y: -y.square().sum(1), lambda x: x - 0.25, torch.ones(3), how=Hybrid(norm="l2"))
@@ -106,7 +108,7 @@ def maximise(
     how = how or Hybrid()
     require(evaluations >= 1, "evaluations", ">= 1", evaluations)
     require(every >= 1, "every", ">= 1", every)
-    problem = Penalised.of(f, phi, x0, constraints, scale, lower, upper)
+    problem = Penalised.of(f, phi, x0, constraints, scale, barrier, lower, upper)
     identity = _identity(problem, x0, how, seed, keep_points) if checkpoint else {}
     with problem.model.frozen(seed):
         at = Trajectory.load(checkpoint, identity, x0.device) if checkpoint else None
@@ -142,7 +144,8 @@ class _Run:
         trials = self._evaluate(START, x0[None])
         if not bool(trials.values.isfinite()[0]):
             raise UsageError(
-                "the search cannot start where f or a constraint is not finite",
+                "the search cannot start here",
+                expected="f and constraints finite" + (", constraints <= 0" if self.problem.barrier else ""),
                 got=f"f = {float(trials.goals[0])}, largest constraint {float(trials.violations[0])}",
                 where="x0",
             )
@@ -176,6 +179,7 @@ class _Run:
         won = bool(direction.any()) and self._attempt_attack(direction)
         gain = (self.at.value - old) / (abs(old) + TINY)
         factor = how.grow if gain >= how.min_gain else how.nudge if won else 1 / how.shrink
+        tally.attacks_failed += not won
         tally.radius_attack = _within(tally.radius_attack * factor, how.attack_radii)
         return won and gain >= how.min_gain
 
@@ -185,7 +189,8 @@ class _Run:
         assert gradient is not None, "attacks are made with gradients kept"
         blocked = ((x >= self.problem.upper) & (gradient > 0)) | ((x <= self.problem.lower) & (gradient < 0))
         free = torch.where(blocked, 0, gradient)
-        return free.sign() if self.how.norm == "linf" else steepest_l2(free[None])[0]
+        linf = self.how.norm == "linf" or (self.how.norm == "both" and self.tally.attacks_failed % 2 == 0)
+        return free.sign() if linf else steepest_l2(free[None])[0]
 
     def _attempt_attack(self, direction: Tensor) -> bool:
         radii = self.tally.radius_attack * direction.new_tensor(self.how.multipliers)
@@ -199,7 +204,7 @@ class _Run:
 
     def _corrected(self, failed: Trials) -> Trials | None:
         """From the best of some failed points a step back towards the constraints that it breaks."""
-        i = int(failed.values.argmax())
+        i = failed.mildest()
         back = failed.restoration(i)
         self.tally.backwards += len(failed.points)
         point = failed.points[i].detach() + (1 + OVERSHOOT) * back
@@ -313,6 +318,7 @@ def _identity(problem: Penalised, x0: Tensor, how: Hybrid, seed: int, keep_point
         **asdict(how),
         **{name: _digest(tensor) for name, tensor in tensors.items()},
         "scale": problem.scale,
+        "barrier": problem.barrier,
         "seed": seed,
         "keep_points": keep_points,
         "shape": list(x0.shape),

@@ -94,7 +94,7 @@ class FAB(MinimumNorm):
         x, threat = search.x, search.threat
         draws = search.active.draws.again(restart).child(str(rank))
         away = 2 * draws.uniform(x) - 1 if threat.norm == "linf" else draws.normal(x)
-        radius = torch.minimum(search.kept[1], torch.as_tensor(threat.eps).to(x)) / 2
+        radius = torch.minimum(search.kept[1], torch.as_tensor(threat.eps, dtype=x.dtype, device=x.device)) / 2
         length = norm(away, threat.p).clamp_min(torch.finfo(x.dtype).tiny)
         return search.model.bounds.clamp(x + away * per_sample(radius / length, x))
 
@@ -137,10 +137,9 @@ class FAB(MinimumNorm):
         return bounds.clamp(there)
 
     def _draw_back(self, search: Nearest) -> None:
-        """Search the line from x to the closest point of each sample for the boundary, by the rule of false position."""
-        x = search.begin(0, random=False)
-        way = search.kept[0] - search.x
-        x = search.x
+        """Search the line from x to the closest point of each sample for the boundary, by false position."""
+        search.begin(0, random=False)  # aims at no class
+        x, way = search.x, search.kept[0] - search.x
         high, low = torch.ones_like(search.kept[1]), torch.zeros_like(search.kept[1])
         above, below, bracketed = low, low, torch.zeros_like(search.reached)
         share = high

@@ -18,7 +18,9 @@ class Hybrid:
         steps: what an iteration tries, in this order: any of attack, covering, search, poll.
         radius: of the first attack and the first poll, and of the ball that the covering step fills.
         attack_radii, poll_radii: smallest and largest; a search whose failing radii are smallest has ended.
-        norm: in which an attack of radius r is the steepest step: linf moves all variables by r, l2 along the gradient.
+        norm: in which an attack of radius r is the steepest step: linf moves all variables by r, l2 along the gradient
+            by r; both changes from one to the other whenever an attack fails. Pulled back onto a constraint, a linf
+            attack may end where it began; a l2 attack does so only at a stationary point.
         multipliers: of the radius; all the attacks that an iteration tries.
         corrections: steps back towards the constraints that an attack broke, each one evaluation; 0 for none.
         grow, nudge, shrink: of the attack radius after a gain of at least ``min_gain``, a smaller one, and none.
@@ -36,7 +38,7 @@ class Hybrid:
     radius: float = 0.1
     attack_radii: tuple[float, float] = (1e-6, 1.0)
     poll_radii: tuple[float, float] = (1e-6, 1.0)
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "both"] = "both"
     multipliers: tuple[float, ...] = (1.0,)
     corrections: int = 2
     grow: float = 1.3
@@ -53,7 +55,7 @@ class Hybrid:
             if step not in STEPS:
                 raise UsageError("no such step", got=repr(step), where="steps", fix=near(step, STEPS))
         require(len(self.steps) > 0, "steps", "at least one step", self.steps)
-        require(self.norm in ("linf", "l2"), "norm", "linf or l2", self.norm)
+        require(self.norm in ("linf", "l2", "both"), "norm", "linf, l2 or both", self.norm)
         require(self.poll in ("n+1", "2n"), "poll", "n+1 or 2n", self.poll)
         for name in ("attack_radii", "poll_radii"):
             low, high = getattr(self, name)

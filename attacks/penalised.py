@@ -1,8 +1,8 @@
 """What direct search maximises: f(Phi(x)) less a penalty for broken constraints, in a box, with gradients on demand.
 
-``value = f(y) - ||scale * relu(c(x, y))||^2`` with y = Phi(x) (https://arxiv.org/abs/2510.01461, the penalised form).
-Points are flat, (k, n). A gradient reuses the forward that gave the value, so that it costs one backward and no
-evaluation of Phi.
+``value = f(y) - ||scale * relu(c(x, y))||^2`` with y = Phi(x) (https://arxiv.org/abs/2510.01461, the penalised form);
+behind a barrier f(y) where c <= 0 and minus infinity elsewhere. Points are flat, (k, n). A gradient reuses the forward
+that gave the value: it costs one backward and no evaluation of Phi.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Trials:
 
     Attributes:
         points: (k, n).
-        values: (k,), penalised; minus infinity where f or a constraint is not finite.
+        values: (k,), penalised; minus infinity where f or a constraint is not finite, or behind the barrier.
         goals: (k,), f alone.
         violations: (k,), the largest constraint, unscaled; negative where all hold with room to spare.
     """
@@ -44,6 +44,10 @@ class Trials:
         """No points at all, of the length of ``like`` (n,)."""
         empty = like.new_zeros(0)
         return Trials(like[None][:0], empty, empty, empty, empty, empty)
+
+    def mildest(self) -> int:
+        """The point with the largest penalised value, barrier or not."""
+        return int(torch.nan_to_num(self._live.detach(), nan=-torch.inf).argmax())
 
     def gradient(self, i: int) -> Tensor:
         """Of the penalised value of point ``i``, (n,). One backward through the batch.
@@ -85,6 +89,7 @@ class Penalised:
         model: Phi, wrapped.
         constraints: c, from points (k, *S) and outputs to (k, m), or None.
         scale: factor of the constraints in the penalty.
+        barrier: points that break a constraint are worth nothing.
         lower, upper: (n,); infinite where there is no bound.
         shape: *S, of one point.
     """
@@ -93,6 +98,7 @@ class Penalised:
     model: Model
     constraints: Constraints | None
     scale: float
+    barrier: bool
     lower: Tensor
     upper: Tensor
     shape: tuple[int, ...]
@@ -104,6 +110,7 @@ class Penalised:
         x0: Tensor,
         constraints: Constraints | None,
         scale: float,
+        barrier: bool,
         lower: float | Tensor | None,
         upper: float | Tensor | None,
     ) -> Penalised:
@@ -120,7 +127,7 @@ class Penalised:
         high = _bound(torch.inf if upper is None else upper, x0, "upper")
         outside = (x0.detach().flatten() < low) | (x0.detach().flatten() > high)
         require(not bool(outside.any()), "x0", "lower <= x0 <= upper", f"{int(outside.sum())} variables outside")
-        return Penalised(f, model, constraints, scale, low, high, tuple(x0.shape))
+        return Penalised(f, model, constraints, scale, barrier, low, high, tuple(x0.shape))
 
     def clip(self, points: Tensor) -> Tensor:
         """The nearest points of the box."""
@@ -135,7 +142,8 @@ class Penalised:
             goals = self._goals(outputs, len(points))
             broken, worst = self._constrained(x, outputs)
             live = goals - (self.scale * broken).square().sum(1)
-        values = torch.where(live.isfinite(), live, -torch.inf).detach()
+        counts = live.isfinite() & (worst <= 0) if self.barrier else live.isfinite()
+        values = torch.where(counts, live, -torch.inf).detach()
         return Trials(leaf, values, goals.detach(), worst, live, broken)
 
     def _goals(self, outputs: Tensor, k: int) -> Tensor:

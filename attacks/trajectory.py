@@ -52,6 +52,7 @@ class Tally:
     radius_poll: float
     iteration: int = 0
     searches: int = 0
+    attacks_failed: int = 0
     evaluations: int = 0
     opportunistic: int = 0
     backwards: int = 0

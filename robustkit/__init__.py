@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from robustkit.attacks.art_adapter import from_art
     from robustkit.attacks.fgsm import FGSM
+    from robustkit.attacks.foolbox_adapter import from_foolbox
     from robustkit.attacks.pgd import PGD
     from robustkit.core.attack import ATTACKS, Attack, AttackResult
     from robustkit.core.diagnostic import Diagnostic
@@ -38,6 +40,8 @@ _HOMES = {
     "RobustkitError": "core.errors",
     "Threat": "core.threat",
     "evaluate": "run.evaluate",
+    "from_art": "attacks.art_adapter",
+    "from_foolbox": "attacks.foolbox_adapter",
     "load": "zoo",
     "open_data": "data",
     "verify": "run.verify",
@@ -62,6 +66,8 @@ __all__ = [
     "RobustkitError",
     "Threat",
     "evaluate",
+    "from_art",
+    "from_foolbox",
     "load",
     "open_data",
     "verify",

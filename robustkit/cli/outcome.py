@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustkit.core.errors import GateFailed, Incomplete, Invalid
+from robustkit.report.text import measure
 
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red", "NOT RUN": "dim"}
 
@@ -42,6 +43,9 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
         f"[bold]robust accuracy {share(results['robust_accuracy'], results['interval'])}[/] under {threat}, "
         f"clean {share(results['clean_accuracy'], results['clean_interval'])}, n = {results['n']}"
     ]
+    if results.get("dense"):
+        held = lines[0].replace("robust accuracy", "images that hold", 1)
+        lines = [*(metric_line(metric) for metric in results["dense"]["metrics"]), held]
     if results["limit"] and results["n"] < results["n_total"]:
         limited = f"limited to {results['n']} of {results['n_total']} samples: for testing, not a benchmark"
         lines.append(f"[yellow]{limited}[/]")
@@ -52,6 +56,12 @@ def verdict(results: Mapping[str, Any]) -> list[str]:
     elif not results["valid"]:
         lines.append("[bold red]invalid: a diagnostic says that this number means nothing[/]")
     return lines
+
+
+def metric_line(metric: Mapping[str, Any]) -> str:
+    """A metric of a dense task: in the worst case, without attack, and after each attack alone."""
+    worst, clean, *alone = (measure(metric, v) for v in (metric["robust"], metric["clean"], *metric["attacks"]))
+    return f"[bold]{metric['name']} {worst}[/] in the worst case, {clean} without attack (alone: {', '.join(alone)})"
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> Table:

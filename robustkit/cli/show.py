@@ -79,6 +79,10 @@ def type_text(text: str) -> str:
 def example(entry: Any) -> str:
     """A command that runs as it stands."""
     given = next((f":{o.name}={o.default}" for o in entry.options() if isinstance(o.default, int)), "")
+    given = next((f":{o.default}" for o in entry.options() if o.name == "name"), given)
+    if "segmentation" in getattr(entry.cls, "tasks", ()):
+        return (f"robustkit evaluate demo:shapes-segmentation --data demo:shapes --attack {entry.name}{given} "
+                "--threat linf:0.03 --limit 64")
     return (f"robustkit evaluate demo:mnist-robust --data demo:mnist --attack {entry.name}{given} "
             "--threat linf:0.2 --limit 100")
 

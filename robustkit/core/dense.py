@@ -28,6 +28,24 @@ def labelled_mean(values: Tensor, y: Tensor, ignore: int) -> Tensor:
     return values.flatten(1).sum(1) / (y != ignore).flatten(1).sum(1).clamp_min(1)
 
 
+def right(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the answer to each pixel is its label, (N, *P) bool: ``logits.argmax(1) == y``.
+
+    On the CPU argmax across channels takes longer than the loss and its gradient: there the label's logit is compared
+    with the largest, as long as no pixel has two of that size.
+
+    >>> right(torch.tensor([[1.0, 2.0, 2.0]]), torch.tensor([2])), right(torch.tensor([[1.0]]), torch.tensor([255]))
+    (tensor([False]), tensor([False]))
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(1) == y
+    largest = logits.amax(1, keepdim=True)
+    if bool(((logits == largest).sum(1) > 1).any()):
+        return logits.argmax(1) == y
+    index = y.clamp(0, logits.shape[1] - 1)[:, None]
+    return ((logits.gather(1, index) == largest) & (index == y[:, None]))[:, 0]
+
+
 def cospgd_labels(logits: Tensor, y: Tensor, ignore: int, *, towards: bool = False) -> Tensor:
     """CosPGD, eq. 5 to 7: cross-entropy times the cosine between the softmax and the one-hot label, (N,).
 
@@ -36,7 +54,8 @@ def cospgd_labels(logits: Tensor, y: Tensor, ignore: int, *, towards: bool = Fal
     log_p = F.log_softmax(logits, 1)
     loss = F.nll_loss(log_p, y, reduction="none", ignore_index=ignore)
     with torch.no_grad():
-        cosine = (-loss).exp_() / torch.linalg.vector_norm(log_p.exp(), dim=1)
+        length = log_p.exp().square_().sum(1).sqrt_()  # vector_norm takes ten times as long across channels
+        cosine = (-loss).exp_() / length
         weight = 1 - cosine if towards else cosine
     return labelled_mean(weight * loss, y, ignore)
 
@@ -47,7 +66,7 @@ def segpgd_labels(logits: Tensor, y: Tensor, ignore: int, progress: float, *, to
     The other way round towards a target, where a pixel is right once it says the target.
     """
     loss = F.cross_entropy(logits, y, reduction="none", ignore_index=ignore)
-    settled = (logits.detach().argmax(1) == y) ^ (not towards)
+    settled = right(logits.detach(), y) ^ (not towards)
     share = progress / 2
     return labelled_mean(torch.where(settled, share * loss, (1 - share) * loss), y, ignore)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from robustkit.core.errors import UsageError, near
+from robustkit.core.specs import MethodSpec, unreadable
 
 T = TypeVar("T", bound=type)
 
@@ -67,17 +70,20 @@ class Entry:
         ]
 
     def build(self, options: dict[str, Any]) -> Any:
-        """An instance with these options.
+        """An instance with these options; those that a ``free`` class does not know are put into its ``options``.
 
         Raises:
             UsageError: an unknown option (with the nearest name), a wrong type, a value out of range.
         """
         known = [option.name for option in self.options()]
-        for key in options:
-            if key not in known:
-                raise UsageError(
-                    f"{self.name} has no option {key!r}", fix=near(key, known), where=f"{self.name}:{key}="
-                )
+        others = {key: value for key, value in options.items() if key not in known}
+        if is_free(self.cls):
+            options = {**{key: options[key] for key in options if key in known}, "options": others}
+        elif "name" in others:  # the form without a key, which only methods with a name take
+            raise unreadable(others["name"], str(MethodSpec(self.name, options)))
+        elif others:
+            key = next(iter(others))
+            raise UsageError(f"{self.name} has no option {key!r}", fix=near(key, known), where=f"{self.name}:{key}=")
         try:
             return self.cls(**options)
         except ValidationError as error:
@@ -180,7 +186,24 @@ def _type_name(info: FieldInfo) -> str:
     return name.replace("typing.", "").replace("Literal", "one of ").replace("NoneType", "none")
 
 
+def is_free(cls: type) -> bool:
+    """Whether a class takes options that it does not know, for somebody else, in its field ``options``."""
+    return bool(getattr(cls, "free", False))
+
+
 def options_of(method: Any) -> dict[str, Any]:
     """The options of an instance as plain values, for results and configuration."""
     described = {n for n, info in type(method).__pydantic_fields__.items() if info.description}
-    return {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name in described}
+    found = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name in described}
+    return {**found, **{k: _plain(v) for k, v in method.options.items()}} if is_free(type(method)) else found
+
+
+def _plain(value: Any) -> Any:
+    """A value as files and the text form hold it: what is neither a finite number nor a word is spelt out.
+
+    >>> _plain(2), _plain("8/255"), _plain((2, 10)), _plain(float("inf"))
+    (2, '8/255', '2 10', 'inf')
+    """
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return " ".join(re.findall(r"[\w.+/-]+", str(value)))

@@ -205,12 +205,20 @@ class Search:
         self.found[index[won]] = True
         self.forwards[index] += part.forwards
         self.backwards[index] += part.backwards
+        self._learn(index, part.problem.ranking)
 
     # -- books ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Bring the books of the whole batch up to date."""
         self._flush()
+
+    def _learn(self, index: Tensor, ranking: Tensor | None) -> None:
+        """Keep a ranking of the samples ``index``; of the others, which are broken, nobody asks again."""
+        if ranking is not None and self.problem.ranking is None:
+            whole = ranking.new_zeros((len(self.found), ranking.shape[1]))
+            whole[index] = ranking
+            self.problem = replace(self.problem, ranking=whole)
 
     def _activate(self, index: Tensor, active: Problem | None = None) -> None:
         self.index = index

@@ -96,10 +96,14 @@ class ThreatSpec:
 class MethodSpec:
     """A method and its options: ``NAME`` or ``NAME:key=value,key=value``.
 
+    Methods that stand for the classes of a library take the class first: a word with a capital, the option ``name``.
+
     >>> MethodSpec.parse("pgd:steps=20,loss=margin")
     MethodSpec(name='pgd', options={'steps': 20, 'loss': 'margin'})
     >>> str(MethodSpec.parse("pgd: loss=margin, steps=20"))
     'pgd:loss=margin,steps=20'
+    >>> MethodSpec.parse("torchattacks:APGD,steps=20").options
+    {'name': 'APGD', 'steps': 20}
     """
 
     name: str
@@ -116,21 +120,32 @@ class MethodSpec:
         options: dict[str, Any] = {}
         for part in filter(None, (piece.strip() for piece in rest.split(","))):
             key, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals and not options and part[0].isupper():
+                options["name"] = part
+                continue
             if not key or not equals or key in options:
-                raise UsageError(
-                    "cannot read a method's options",
-                    expected="NAME:key=value,key=value with each key once",
-                    got=repr(part),
-                    where=repr(text),
-                    fix="Write for example pgd:steps=20,loss=margin.",
-                )
+                raise unreadable(part, text)
             options[key] = _scalar(value, text)
         if not name.strip():
             raise UsageError("a method needs a name", expected="NAME or NAME:key=value", got=repr(text))
         return cls(name.strip().lower(), options)
 
     def __str__(self) -> str:
-        return self.name + (":" + ",".join(f"{k}={_show(v)}" for k, v in self.options.items()) if self.options else "")
+        first = str(self.options.get("name", ""))[:1].isupper()
+        named = [self.options["name"]] if first else []
+        parts = [*named, *(f"{k}={_show(v)}" for k, v in self.options.items() if not (first and k == "name"))]
+        return self.name + (":" + ",".join(parts) if parts else "")
+
+
+def unreadable(part: object, text: str) -> UsageError:
+    """What to raise for a piece of a method's text that is no option."""
+    return UsageError(
+        "cannot read a method's options",
+        expected="NAME:key=value,key=value with each key once",
+        got=repr(part),
+        where=repr(text),
+        fix="Write for example pgd:steps=20,loss=margin or torchattacks:PGD,steps=20.",
+    )
 
 
 def _scalar(value: str, where: str) -> Any:

@@ -8,8 +8,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustkit.core.dense import right
 from robustkit.core.errors import UsageError, near
-from robustkit.core.specs import MethodSpec
+from robustkit.core.specs import MethodSpec, unreadable
 
 
 @runtime_checkable
@@ -92,7 +93,7 @@ class DenseClassification:
         return self._wrong(outputs, y) / self._labelled(y).sum(1).clamp_min(1)
 
     def _wrong(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return ((outputs.argmax(1) != y).flatten(1) & self._labelled(y)).sum(1)
+        return (~right(outputs, y)).flatten(1).logical_and(self._labelled(y)).sum(1)
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         if outputs.ndim != 4:
@@ -165,6 +166,8 @@ def task_from(task: Task | str) -> Task:
     kind = TASKS[spec.name]
     known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     for key, value in spec.options.items():
+        if key == "name":  # the form without a key
+            raise unreadable(value, task)
         if key not in known:
             raise UsageError(f"unknown option {key!r}", where=f"task {task}", fix=near(key, known))
         if isinstance(value, bool) or not isinstance(value, int | float):

@@ -26,7 +26,7 @@ NAME = "shapes-segmentation"
 BATCH, RATE, SEED = 32, 4e-3, 0
 
 
-def train(epochs: int = 16, numbers: Sequence[int] = TRAIN) -> PixelNet:
+def train(epochs: int = 14, numbers: Sequence[int] = TRAIN) -> PixelNet:
     """The network: AdamW, one cycle of the learning rate, the last weights (no selection)."""
     generator = torch.Generator().manual_seed(SEED)
     images, labels = (torch.from_numpy(array) for array in scenes(numbers))
@@ -48,9 +48,11 @@ def train(epochs: int = 16, numbers: Sequence[int] = TRAIN) -> PixelNet:
     return net.eval()
 
 
-def mirrored(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each scene turned over, along either side, with probability one half."""
-    for side in (-1, -2):
+def mirrored(
+    x: Tensor, y: Tensor, generator: torch.Generator, sides: Sequence[int] = (-1, -2)
+) -> tuple[Tensor, Tensor]:
+    """Each scene turned over, along each of the sides, with probability one half."""
+    for side in sides:
         turn = torch.rand(len(x), generator=generator) < 0.5
         x = torch.where(turn[:, None, None, None], x.flip(side), x)
         y = torch.where(turn[:, None, None], y.flip(side), y)
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train the network and store it as DIR/shapes-segmentation.safetensors."""
     parser = argparse.ArgumentParser(prog="python -m robustkit.demo.train_shapes", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the safetensors file")
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--threads", type=int, default=1, help="torch threads; part of what decides the bits")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

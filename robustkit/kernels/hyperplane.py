@@ -8,9 +8,9 @@ grows with one number t until the box stops it, after ``room``:
 - l1: all of the room or none of it: first where abs(w) is largest, since there the least way gains the most.
 
 What the steps gain, <abs(w), step(t)>, rises with t: in linf and l2 it is concave and piecewise linear, so that
-Newton's steps come from below and end at the root once they start in its piece; in l1 it is a staircase, whose stair is
-found by halving. The answer lies between the steps of two neighbouring t: that is on the plane and in the box however
-far apart they are, and nearest once they differ in one coordinate.
+secants come from below and end at the root once both of their points lie in its piece; in l1 it is a staircase, whose
+stair is found by halving. What rounding or too few rounds leave is made up on the way to a step that gains more: the
+answer is on the plane and in the box in any case.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDS_NEWTON = 10
-"""Four are needed where the plane uses up a third of the box, eight at nine tenths."""
-ROUNDS_HALVING = 26
-"""The stair is then known to 1.5e-8 of the largest weight: in float32, exactly."""
+ROUNDS_SECANT = 16
+"""Six are needed where the plane asks for a third of what the box allows, nine at nine tenths, 16 at 99.9 percent. On
+the CPU, where a look costs nothing, the search ends when all samples have."""
+ROUNDS_HALVING = 24
+"""The stair is then known to 6e-8 of the largest weight; coordinates closer than that share what is left."""
 
 
 def project_hyperplane_box(x: Tensor, w: Tensor, b: Tensor, low: float, high: float, norm: str) -> Tensor:
@@ -57,44 +58,51 @@ def step_to_hyperplane(x: Tensor, w: Tensor, missing: Tensor, low: float, high: 
     scale = gain.amax(1)
     scale = torch.where(scale > 0, scale, 1)
     gain = gain.div_(scale[:, None])  # so that the squares of small gradients do not vanish
-    need = torch.minimum(missing.abs() / scale, torch.linalg.vecdot(gain, room))
+    need = missing.abs() / scale
     step = _fill(gain, room, need) if norm == "l1" else _stretch(gain, room, need, norm)
     return step.mul_(side).view_as(x)
 
 
 def _stretch(gain: Tensor, room: Tensor, need: Tensor, norm: str) -> Tensor:
     """The steps (N, d) of linf and l2 with <gain, step> = need, (N,); gain in [0, 1], zero where there is no room."""
-    stop, slope = room, gain
-    if norm == "l2":
-        stop, slope = room / gain.clamp_min(torch.finfo(gain.dtype).tiny), gain.square()
-    tiny = torch.finfo(gain.dtype).tiny
-    t = need / slope.sum(1).clamp_min_(tiny)
-    reach, free = torch.empty_like(gain), torch.empty_like(gain)
-    for _ in range(ROUNDS_NEWTON):
-        torch.minimum(stop, t[:, None], out=reach)
-        torch.gt(stop, t[:, None], out=free)
-        lacking = need - torch.linalg.vecdot(slope, reach)
-        t = t + lacking / torch.linalg.vecdot(slope, free).clamp_min_(tiny)
+    tiny, huge = torch.finfo(gain.dtype).tiny, torch.finfo(gain.dtype).max
+    noise = 4 * torch.finfo(gain.dtype).eps * need
+    stop, slope = (room, gain) if norm == "linf" else (room / gain.clamp_min(tiny), gain.square())
+    before, gained_before = torch.zeros_like(need), torch.zeros_like(need)
+    t = (need / slope.sum(1).clamp_min_(tiny)).clamp_max_(huge)
+    reach, done = torch.empty_like(gain), need <= 0
+    for _ in range(ROUNDS_SECANT):
+        gained = torch.minimum(stop, t[:, None], out=reach).mul_(slope).sum(1)
+        more, lacking = gained - gained_before, need - gained
+        done = done | (more <= noise) | (lacking <= noise)  # a step more would follow the noise
+        if not gain.is_cuda and bool(done.all()):
+            break
+        change = torch.where(done, 0, lacking / more.clamp_min(tiny) * (t - before))
+        before, gained_before, t = t, gained, (t + change).clamp_max_(huge)
     step = torch.minimum(stop, t[:, None], out=reach)
-    return _between(step if norm == "linf" else step.mul_(gain), room * gain.sign(), gain, need)
+    return _between(step if norm == "linf" else step.mul_(gain), room, gain, need)
 
 
 def _fill(gain: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """The step (N, d) of l1: coordinates above a threshold use their room, those between two thresholds a share."""
     gains, above = gain * room, torch.empty_like(gain)
     top, bottom = torch.ones_like(need), torch.zeros_like(need)
+    most, least = torch.full_like(need, gain.shape[1]), torch.zeros_like(need)  # coordinates above them
     for _ in range(ROUNDS_HALVING):
         middle = (top + bottom) / 2
-        torch.gt(gain, middle[:, None], out=above)
-        short = torch.linalg.vecdot(gains, above) <= need
-        top, bottom = torch.where(short, middle, top), torch.where(short, bottom, middle)
+        count = torch.gt(gain, middle[:, None], out=above).sum(1)
+        short = above.mul_(gains).sum(1) <= need
+        top, least = torch.where(short, middle, top), torch.where(short, count, least)
+        bottom, most = torch.where(short, bottom, middle), torch.where(short, most, count)
+        if not gain.is_cuda and bool((most - least <= 1).all()):  # one coordinate is left to share
+            break
     fewer = torch.gt(gain, top[:, None], out=above).mul_(room)
     more = torch.gt(gain, bottom[:, None], out=torch.empty_like(gain)).mul_(room)
     return _between(fewer, more, gain, need)
 
 
 def _between(short: Tensor, far: Tensor, gain: Tensor, need: Tensor) -> Tensor:
-    """The point of the way from one step (N, d) to the other that gains what is needed."""
+    """The point of the way from one step (N, d) to the other that gains what is needed, or the far end."""
     gained, more = torch.linalg.vecdot(gain, short), torch.linalg.vecdot(gain, far)
     share = ((need - gained) / (more - gained).clamp_min_(torch.finfo(need.dtype).tiny)).clamp_(0, 1)
     return torch.lerp(short, far, share[:, None])

@@ -23,6 +23,10 @@ VOID = "#d8dce2"
 LEGEND = 24
 """Classes that the legend names; more are in the table."""
 PICTURE_BYTES = 2_500_000
+BROKEN = {
+    True: "the share of its labelled pixels that are wrong reaches a threshold, one half unless the task says otherwise",
+    False: "one of its values is off by more than the tolerance of the task",
+}
 Array = NDArray[Any]
 
 
@@ -33,6 +37,7 @@ def context(run: RunFiles) -> dict[str, Any] | None:
         return None
     labels = [attack["label"] for attack in run.results["attacks"]]
     return {
+        "broken": BROKEN[bool(found["per_class"])],
         "metrics": found["metrics"],
         "attacks": [
             {"label": label, "values": [measure(m, m["attacks"][k]) for m in found["metrics"]]}

@@ -192,7 +192,12 @@ def worst_rows(clean: Mapping[int, Row], attacks: Sequence[Mapping[int, Row]], m
     points = {i: [row, *(rows[i] for rows in attacks if i in rows)] for i, row in clean.items()}
     if metric.key in ("miou", "pixel_accuracy"):
         return [min(rows, key=lambda row: row["right"]) for rows in points.values()]
-    return [min(rows, key=lambda row: sign * (metric.of([row]) or math.inf)) for rows in points.values()]
+    return [min(rows, key=lambda row: _order(metric.of([row]), sign)) for rows in points.values()]
+
+
+def _order(value: float | None, sign: int) -> float:
+    """Worst first; a perfect answer, whose PSNR is no number, last."""
+    return math.inf if value is None else sign * value
 
 
 def _per_class(

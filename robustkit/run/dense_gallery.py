@@ -26,7 +26,8 @@ def dense_gallery(plan: Plan, run: RunDirectory) -> None:
     tensors: dict[str, Tensor] = {}
     entries = []
     for i in [ids[j * len(ids) // count] for j in range(count)]:
-        k = max(range(len(attacks)), key=lambda k: dense.harm_of(attacks[k][i]))
+        ran = [k for k, rows in enumerate(attacks) if i in rows]  # a stage of a suite may have left it out
+        k = max(ran, key=lambda k: dense.harm_of(attacks[k][i]))
         pictures = _pictures(plan, run, i, k)
         tensors.update({f"{name}/{i}": value.cpu().contiguous() for name, value in pictures.items()})
         delta = (pictures["adversarial"] - pictures["original"]).flatten().double()

@@ -15,7 +15,7 @@ from robustkit.core.errors import UsageError
 from robustkit.core.files import slug
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
-from robustkit.core.registry import options_of
+from robustkit.core.registry import is_free, options_of
 from robustkit.core.specs import MethodSpec
 from robustkit.core.suite import Suite
 from robustkit.core.task import Classification
@@ -70,6 +70,8 @@ class Plan:
         twice = {label for label in self.labels if self.labels.count(label) > 1}
         if not self.chosen or twice:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
+        for attack in self.attacks:  # a loss that the task does not have is refused now, not after the preflight
+            attack.objective(self.model.task, torch.empty(0, dtype=torch.long), None)
         if self.n == 0:
             raise UsageError("the data set is empty", expected="at least one sample", got="0", where=self.data.name)
 
@@ -86,7 +88,7 @@ class Plan:
             if not isinstance(attack, Suite):
                 found.append(Stage(attack, label_of(attack)))
                 continue
-            name, first = label_of(attack), len(found)
+            name, first = ATTACKS.entry_of(attack).name, len(found)
             for stage, part in attack.parts(self.threat).items():
                 found.append(Stage(part, f"{name}/{stage}", name, tuple(range(first, len(found)))))
         return tuple(found)
@@ -144,10 +146,11 @@ class Plan:
 
 
 def label_of(attack: Attack) -> str:
-    """``pgd:steps=20``: the name, and the options that are not the defaults."""
-    entry = ATTACKS.entry_of(attack)
+    """``pgd:steps=20``: the name, and the options that are not the defaults; all of an attack of another library."""
+    entry, given = ATTACKS.entry_of(attack), options_of(attack)
     defaults = {f.name: f.default for f in fields(attack)}
-    given = {k: v for k, v in options_of(attack).items() if v != _default(defaults[k])}
+    if not is_free(type(attack)):
+        given = {k: v for k, v in given.items() if v != _default(defaults[k])}
     return str(MethodSpec(entry.name, given))
 
 

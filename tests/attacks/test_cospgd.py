@@ -89,7 +89,9 @@ def test_the_loss_is_the_papers(towards):
 
 
 @pytest.mark.parametrize("towards", [False, True])
-@pytest.mark.parametrize("channels", [2, 3, 5])  # 5 is also the number of samples: where the original broadcasts wrongly
+@pytest.mark.parametrize(
+    "channels", [2, 3, 5]
+)  # 5 is also the number of samples: where the original broadcasts wrongly
 def test_the_loss_of_values_is_the_papers(channels, towards):
     model, x, y = regression(channels)
     values = model(x).detach().requires_grad_()

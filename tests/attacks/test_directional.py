@@ -220,7 +220,9 @@ def test_queries_solve_an_affine_network_coordinate_by_coordinate():
     assert (directional_queries(rounding, x, torch.ones(6), Linf(0.1), queries=40).gain > 0).all()
 
 
-@pytest.mark.parametrize("threat", [L2(0.25), L1(0.6), Linf(torch.linspace(0.01, 0.2, 5).double())], ids=["l2", "l1", "each"])
+@pytest.mark.parametrize(
+    "threat", [L2(0.25), L1(0.6), Linf(torch.linspace(0.01, 0.2, 5).double())], ids=["l2", "l1", "each"]
+)
 def test_queries_gain_in_every_norm_and_only_grow(threat):
     model, x, u = affine()
     gains = [directional_queries(model, x, u, threat, queries=q, block=2).gain for q in (1, 10, 100)]
@@ -445,8 +447,29 @@ def test_constraints_and_box_are_respected():
     assert found.value == pytest.approx(found.goal - (1000 * max(found.violation, 0)) ** 2, abs=1e-4)
 
 
+def test_a_barrier_lets_no_point_through_and_needs_a_feasible_start():
+    def run(x0, **options):
+        return maximise(
+            lambda y: y.sum(1),
+            lambda x: x,
+            torch.tensor(x0).double(),
+            constraints=lambda x, y: x.square().sum(1) - 1,
+            scale=30,
+            how=Hybrid(radius=0.05),
+            evaluations=600,
+            **options,
+        )
+
+    assert 0 < run([0.1, 0.6]).violation < 1e-3  # the penalised maximum: 900 * 2 c dc = df
+    kept = run([0.1, 0.6], barrier=True)
+    assert (kept.history.violations <= 0).all() and torch.equal(kept.history.values, kept.history.goals)
+    assert 2**0.5 - kept.value < 1e-4
+    with pytest.raises(UsageError, match=r"cannot start.*constraints <= 0.*largest constraint 1\.0"):
+        run([1.0, 1.0], barrier=True)
+
+
 def test_the_penalty_is_the_published_one():
-    problem = Penalised.of(wavy, Counted(), torch.zeros(2).double(), disc, 7.0, None, None)
+    problem = Penalised.of(wavy, Counted(), torch.zeros(2).double(), disc, 7.0, False, None, None)
     x = draw(20, 2, seed=9)
     y = Counted()(x)
     expected = wavy(y) - (7 * disc(x, y).relu()).square().sum(1)
@@ -462,7 +485,14 @@ def test_the_penalty_is_the_published_one():
 def test_a_correction_solves_a_linear_constraint_exactly():
     a = draw(4, seed=2)
     problem = Penalised.of(
-        lambda y: y.sum(1), lambda x: x, torch.zeros(4).double(), lambda x, y: (x @ a - 1)[:, None], 1.0, None, None
+        lambda y: y.sum(1),
+        lambda x: x,
+        torch.zeros(4).double(),
+        lambda x, y: (x @ a - 1)[:, None],
+        1.0,
+        False,
+        None,
+        None,
     )
     point = (3 * a / (a @ a))[None]
     found = problem.evaluate(point, graph=True)
@@ -487,6 +517,26 @@ def test_corrections_slide_along_a_curved_boundary():
 
     best = (1 + 0.2**2) ** 0.5
     assert best - value(2) < 1e-3 < 0.05 < best - value(0)
+
+
+def test_both_norms_pass_where_one_is_stuck():
+    """On x_0 + x_1 <= 1 the step (r, r) is normal to the constraint: pulled back, it ends where it began."""
+
+    def value(norm: str) -> float:
+        return maximise(
+            lambda y: y @ torch.tensor([1.0, 0.5]).double(),
+            lambda x: x,
+            torch.full((2,), 0.3).double(),
+            constraints=lambda x, y: x.sum(1) - 1,
+            barrier=True,
+            lower=0.0,
+            upper=1.0,
+            how=Hybrid(steps=("attack",), norm=norm),
+            evaluations=400,
+        ).value
+
+    assert value("linf") == pytest.approx(0.75, abs=1e-6)
+    assert value("both") == pytest.approx(1.0, abs=1e-4)
 
 
 def test_seeds_repeat_and_differ_and_the_global_generator_is_left_alone():
@@ -593,7 +643,7 @@ def test_points_where_phi_is_not_finite_are_never_accepted():
         lambda y: y[:, 0], lambda x: (1 - x.abs().sum(1)).log()[:, None] + x, torch.zeros(2), evaluations=300
     )
     assert np.isfinite(found.value) and float(found.x.abs().sum()) < 1
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="cannot start here"):
         maximise(lambda y: y[:, 0], lambda x: x.log(), torch.zeros(2))
 
 

@@ -21,7 +21,11 @@ from robustkit.testing import HalfSpace
 
 THREATS = {"linf": Linf(0.1), "l2": L2(0.5), "l1": L1(2.0)}
 CLASSES = {name: ATTACKS.get(name).cls for name in ATTACKS.names()}
-NAMES = [name for name, cls in CLASSES.items() if not issubclass(cls, MinimumNorm) and not cls.tasks]
+NAMES = [
+    name
+    for name, cls in CLASSES.items()
+    if not issubclass(cls, MinimumNorm) and not cls.tasks and not getattr(cls, "foreign", False)
+]
 SHORT = {
     "square": {"queries": 300},
     "standard": {"stages": "apgd-ce+square"},

@@ -20,7 +20,11 @@ NAMES = [name for name in ATTACKS.names() if issubclass(ATTACKS.get(name).cls, M
 PAIRS = [(name, norm) for name in NAMES for norm in ATTACKS.get(name).cls.norms]
 FULL = {"cw": {"steps": 300}}
 """Options with which the distance must be right, where the default takes too long for a test."""
-QUICK = {"cw": {"search_steps": 5, "steps": 100, "initial_c": 1.0, "lr": 0.05}, "fab": {"steps": 15}, "deepfool": {"steps": 20}}
+QUICK = {
+    "cw": {"search_steps": 5, "steps": 100, "initial_c": 1.0, "lr": 0.05},
+    "fab": {"steps": 15},
+    "deepfool": {"steps": 20},
+}
 """Options for everything else."""
 
 

@@ -10,7 +10,7 @@ import robustkit as rk
 
 NAMES = """
     ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression
-    Result RobustkitError Threat evaluate load open_data verify wrap
+    Result RobustkitError Threat evaluate from_art from_foolbox load open_data verify wrap
 """
 
 
@@ -55,7 +55,7 @@ def test_public_signatures():
         "progress",
     ]
     assert parameters(rk.PGD) == ["threat", "loss", "steps", "step_size", "restarts", "random_start"]
-    assert parameters(rk.Attack.__call__) == ["self", "model", "x", "y", "target", "ids", "seed", "start"]
+    assert parameters(rk.Attack.__call__) == ["self", "model", "x", "y", "target", "ids", "seed", "start", "ranking"]
 
 
 def test_import_is_light():

@@ -141,6 +141,7 @@ def make_results(n, clean, attacks, gallery):
         "attacks": [
             {
                 "label": LABELS[k],
+                "suite": None,
                 "name": LABELS[k].partition(":")[0],
                 "version": 1,
                 "options": {"loss": "ce", "steps": 40} if k else {},
@@ -148,10 +149,12 @@ def make_results(n, clean, attacks, gallery):
                 "summary": "Steps of steepest ascent inside the ball.",
                 "robust_accuracy": (len(right) - len(broken[k])) / n,
                 "interval": interval(len(right) - len(broken[k]), n),
+                "attacked": len(attacks[k]),
                 "broken": len(broken[k]),
                 "gain": len(broken[k] - broken[0] if k else broken[0]),
                 "alone": len(broken[k] - broken[1 - k]),
                 "median_distance": EPS,
+                "minimum": None,
                 "forwards": sum(row["forwards"] for row in attacks[k]),
                 "backwards": sum(row["backwards"] for row in attacks[k]),
                 "knowledge": "white-box",
