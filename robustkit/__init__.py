@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from robustkit.attacks.apgd import APGD
     from robustkit.attacks.art_adapter import from_art
+    from robustkit.attacks.cospgd import CosPGD
+    from robustkit.attacks.cw import CW
+    from robustkit.attacks.ddn import DDN
+    from robustkit.attacks.deepfool import DeepFool
+    from robustkit.attacks.fab import FAB
     from robustkit.attacks.fgsm import FGSM
+    from robustkit.attacks.fmn import FMN
     from robustkit.attacks.foolbox_adapter import from_foolbox
     from robustkit.attacks.pgd import PGD
+    from robustkit.attacks.segpgd import SegPGD
+    from robustkit.attacks.square import Square
+    from robustkit.attacks.suite import Plus, Rand, Standard
     from robustkit.core.attack import ATTACKS, Attack, AttackResult
     from robustkit.core.diagnostic import Diagnostic
     from robustkit.core.errors import RobustkitError
@@ -23,21 +33,33 @@ if TYPE_CHECKING:
     from robustkit.zoo import load
 
 _HOMES = {
+    "APGD": "attacks.apgd",
     "ATTACKS": "core.attack",
     "Attack": "core.attack",
     "AttackResult": "core.attack",
+    "CW": "attacks.cw",
     "Classification": "core.task",
+    "CosPGD": "attacks.cospgd",
+    "DDN": "attacks.ddn",
+    "DeepFool": "attacks.deepfool",
     "DenseClassification": "core.task",
     "Diagnostic": "core.diagnostic",
+    "FAB": "attacks.fab",
     "FGSM": "attacks.fgsm",
+    "FMN": "attacks.fmn",
     "L1": "core.threat",
     "L2": "core.threat",
     "Linf": "core.threat",
     "Model": "core.model",
     "PGD": "attacks.pgd",
+    "Plus": "attacks.suite",
+    "Rand": "attacks.suite",
     "Regression": "core.task",
     "Result": "run.result",
     "RobustkitError": "core.errors",
+    "SegPGD": "attacks.segpgd",
+    "Square": "attacks.square",
+    "Standard": "attacks.suite",
     "Threat": "core.threat",
     "evaluate": "run.evaluate",
     "from_art": "attacks.art_adapter",
@@ -49,21 +71,33 @@ _HOMES = {
 }
 
 __all__ = [
+    "APGD",
     "ATTACKS",
+    "CW",
+    "DDN",
+    "FAB",
     "FGSM",
+    "FMN",
     "L1",
     "L2",
     "PGD",
     "Attack",
     "AttackResult",
     "Classification",
+    "CosPGD",
+    "DeepFool",
     "DenseClassification",
     "Diagnostic",
     "Linf",
     "Model",
+    "Plus",
+    "Rand",
     "Regression",
     "Result",
     "RobustkitError",
+    "SegPGD",
+    "Square",
+    "Standard",
     "Threat",
     "evaluate",
     "from_art",

@@ -40,6 +40,7 @@ class GradedSearch(Search):
         self.last[index], self.loss[index] = part.last, torch.fmax(self.loss[index], part.loss)
         self.forwards[index] += part.forwards
         self.backwards[index] += part.backwards
+        self._learn(index, part.problem.ranking)
 
     def _activate(self, index: Tensor, active: Problem | None = None) -> None:
         super()._activate(index, active)
@@ -49,6 +50,8 @@ class GradedSearch(Search):
         return torch.zeros_like(self._broken)
 
     def _record(self, adv: Tensor, value: Tensor, outputs: Tensor) -> None:
+        if self._wide:
+            return
         reached = self.active.objective.reached(outputs)
         harm = self.active.objective.harm(outputs).to(self._harm.dtype)
         better = _worse(reached, harm, self._broken, self._harm)

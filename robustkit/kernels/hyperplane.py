@@ -70,7 +70,7 @@ def _stretch(gain: Tensor, room: Tensor, need: Tensor, norm: str) -> Tensor:
     stop, slope = (room, gain) if norm == "linf" else (room / gain.clamp_min(tiny), gain.square())
     before, gained_before = torch.zeros_like(need), torch.zeros_like(need)
     t = (need / slope.sum(1).clamp_min_(tiny)).clamp_max_(huge)
-    reach, done = torch.empty_like(gain), need <= 0
+    reach, done = torch.empty_like(gain), (need <= 0) | (need >= torch.linalg.vecdot(gain, room))
     for _ in range(ROUNDS_SECANT):
         gained = torch.minimum(stop, t[:, None], out=reach).mul_(slope).sum(1)
         more, lacking = gained - gained_before, need - gained
@@ -88,13 +88,14 @@ def _fill(gain: Tensor, room: Tensor, need: Tensor) -> Tensor:
     gains, above = gain * room, torch.empty_like(gain)
     top, bottom = torch.ones_like(need), torch.zeros_like(need)
     most, least = torch.full_like(need, gain.shape[1]), torch.zeros_like(need)  # coordinates above them
+    settled = (need <= 0) | (need >= gains.sum(1))
     for _ in range(ROUNDS_HALVING):
         middle = (top + bottom) / 2
         count = torch.gt(gain, middle[:, None], out=above).sum(1)
         short = above.mul_(gains).sum(1) <= need
         top, least = torch.where(short, middle, top), torch.where(short, count, least)
         bottom, most = torch.where(short, bottom, middle), torch.where(short, most, count)
-        if not gain.is_cuda and bool((most - least <= 1).all()):  # one coordinate is left to share
+        if not gain.is_cuda and bool(((most - least <= 1) | settled).all()):  # one coordinate is left to share
             break
     fewer = torch.gt(gain, top[:, None], out=above).mul_(room)
     more = torch.gt(gain, bottom[:, None], out=torch.empty_like(gain)).mul_(room)

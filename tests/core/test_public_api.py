@@ -9,8 +9,9 @@ import sys
 import robustkit as rk
 
 NAMES = """
-    ATTACKS Attack AttackResult Classification DenseClassification Diagnostic FGSM L1 L2 Linf Model PGD Regression
-    Result RobustkitError Threat evaluate from_art from_foolbox load open_data verify wrap
+    APGD ATTACKS Attack AttackResult CW Classification CosPGD DDN DeepFool DenseClassification Diagnostic FAB FGSM
+    FMN L1 L2 Linf Model PGD Plus Rand Regression Result RobustkitError SegPGD Square Standard Threat evaluate
+    from_art from_foolbox load open_data verify wrap
 """
 
 
