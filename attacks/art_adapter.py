@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from robustkit.core.attack import ATTACKS
 from robustkit.core.errors import UsageError
-from robustkit.core.foreign import RADII, Case, Foreign
+from robustkit.core.foreign import RADII, Foreign
 from robustkit.core.options import method
+from robustkit.core.seen import Case
 
 NORMS: dict[str, float] = {"linf": torch.inf, "l2": 2, "l1": 1}
 

@@ -38,6 +38,9 @@ PROGRESS = 0.9999
 """The objective must have fallen below this share of what it was at the last look."""
 LARGEST, BRACKETED = 1e10, 1e9
 """The upper end of c while none has succeeded, and below which it is known that one has."""
+FROZEN = 1e-3
+"""Of share * (1 - share), at most 1/4: while no pixel of a sample is above, all lie at the bounds, where the objective
+is flat in w. Such a sample has not begun to move and must not be taken for one that has arrived."""
 SURE = 10
 """With this many search steps the last one tries the largest c that may be needed."""
 
@@ -155,11 +158,13 @@ class Descent:
         return (self._share * self._bounds.width).add_(self._bounds.low).to(self._dtype)
 
     def stuck(self, adv: Tensor, x: Tensor, value: Tensor) -> Tensor:
-        """(M,) bool: the objective at ``adv`` has hardly fallen since the last look. ``value`` is the margin (M,)."""
+        """(M,) bool: the objective at ``adv`` has hardly fallen since the last look, and that is not because all pixels
+        still lie at the bounds. ``value`` is the margin (M,)."""
         *others, c, before = self.state
         now = norm(adv - x, 2).to(c).square() + c * (self._confidence - value.to(c)).clamp_min(0)
         self.state = (*others, c, now)
-        return now > before * PROGRESS
+        moves = (self._share * (1 - self._share)).flatten(1).amax(1) > FROZEN
+        return moves & (now > before * PROGRESS)
 
     def step(self, adv: Tensor, x: Tensor, value: Tensor, grad: Tensor) -> None:
         """One step of Adam at ``adv`` (M, *S), where the margin is ``value`` (M,) and its gradient ``grad`` (M, *S)."""

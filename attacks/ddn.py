@@ -48,6 +48,9 @@ class DDN(MinimumNorm):
         description="alpha, length of the first step, in units of the input; by default the width of the bounds",
     )
     gamma: float = Field(default=0.05, gt=0, lt=1, description="share by which the distance changes in every step")
+    loss: Literal["ce", "margin", "dlr"] = Field(
+        default="ce", description="what gives the direction: ce (cross-entropy, as published), margin, or dlr"
+    )
     levels: int | None = Field(
         default=None, ge=2, description="values a pixel may take: with 256 results survive 8-bit images; by default any"
     )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from robustkit.core.attack import ATTACKS
 from robustkit.core.errors import UsageError
-from robustkit.core.foreign import Case, Foreign
+from robustkit.core.foreign import Foreign
 from robustkit.core.options import method
+from robustkit.core.seen import Case
 
 NORMS = {torch.inf: "linf", 2: "l2", 1: "l1", 0: "l0"}
 

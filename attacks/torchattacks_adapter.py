@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from robustkit.core.attack import ATTACKS
-from robustkit.core.foreign import RADII, Case, Foreign
+from robustkit.core.foreign import RADII, Foreign
 from robustkit.core.options import method
+from robustkit.core.seen import Case
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 """Ours -> how torchattacks writes them."""

@@ -63,7 +63,7 @@ def attack(loss: str) -> rk.PGD:
     return rk.PGD(threat=rk.Linf(0.03), steps=STEPS, step_size=0.01, loss=loss)
 
 
-def seconds(net: str, rounds: int = 7) -> dict[str, list[float]]:
+def seconds(net: str, rounds: int = 5) -> dict[str, list[float]]:
     """Seconds of each loss, in turns, after one warm-up."""
     model, x, y = problem(net)
     times: dict[str, list[float]] = {loss: [] for loss in LOSSES}

@@ -24,7 +24,7 @@ LEGEND = 24
 """Classes that the legend names; more are in the table."""
 PICTURE_BYTES = 2_500_000
 BROKEN = {
-    True: "the share of its labelled pixels that are wrong reaches a threshold, one half unless the task says otherwise",
+    True: "at least the task's share of its labelled pixels is wrong, one half unless it says otherwise",
     False: "one of its values is off by more than the tolerance of the task",
 }
 Array = NDArray[Any]

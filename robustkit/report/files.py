@@ -124,7 +124,6 @@ class RunFiles:
         except KeyError as error:
             raise _damaged(file, f"no {error}") from None
 
-
     def dense_images(self, i: int) -> dict[str, NDArray[Any]]:
         """Pictures of one image of a dense task: original, adversarial, label, before, after.
 

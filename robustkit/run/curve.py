@@ -169,6 +169,11 @@ def curve_points(
     return {"attack": label_of(curve_attack(plan)), "chance": chance, "area": area, "points": points}
 
 
+def stops_inside(attack: Attack) -> bool:
+    """Whether a minimum-norm attack stops at the eps of the run, as in suites: its distances are then no curve."""
+    return isinstance(attack, MinimumNorm) and attack.stop_inside
+
+
 def minimum_points(rows: dict[int, dict[str, Any]], correct: int, n: int) -> dict[str, Any] | None:
     """The whole curve of a minimum-norm attack, from one run; None for other attacks.
 

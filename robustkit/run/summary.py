@@ -14,7 +14,7 @@ from robustkit.core.registry import options_of
 from robustkit.core.task import Classification
 from robustkit.core.types import Cost
 from robustkit.run import dense
-from robustkit.run.curve import CURVE, curve_points, minimum_points
+from robustkit.run.curve import CURVE, curve_points, minimum_points, stops_inside
 from robustkit.run.dense_gallery import ENTRIES, peak
 from robustkit.run.directory import SCHEMA_VERSION, RunDirectory
 from robustkit.run.facts import model_facts
@@ -151,7 +151,7 @@ def _attack(plan: Plan, rows: Rows, k: int) -> dict[str, Any]:
         "gain": len(broken - before),
         "alone": None if stage.suite else len(broken - others),
         "median_distance": median(distances) if distances else None,
-        "minimum": minimum_points(rows.attacks[k], len(rows.correct), n),
+        "minimum": None if stops_inside(attack) else minimum_points(rows.attacks[k], len(rows.correct), n),
         **_passes(plan, rows.attacks[k]),
         "knowledge": attack.knowledge,
         **KNOWLEDGE[attack.knowledge],

@@ -18,10 +18,12 @@ from robustkit.testing import HalfSpace
 EPS = {"linf": 0.05, "l2": 0.3, "l1": 2.0}
 NAMES = [name for name in ATTACKS.names() if issubclass(ATTACKS.get(name).cls, MinimumNorm)]
 PAIRS = [(name, norm) for name in NAMES for norm in ATTACKS.get(name).cls.norms]
-FULL = {"cw": {"steps": 300}}
+FULL = {"cw": {"steps": 300, "lr": 0.003}, "ddn": {"steps": 300, "gamma": 0.02}}
 """Options with which the distance must be right, where the default takes too long for a test."""
 QUICK = {
-    "cw": {"search_steps": 5, "steps": 100, "initial_c": 1.0, "lr": 0.05},
+    "cw": {"search_steps": 4, "steps": 80, "initial_c": 1.0, "lr": 0.1},
+    "ddn": {"steps": 60, "loss": "margin"},  # the tests read the loss as a margin
+    "fmn": {"steps": 40},
     "fab": {"steps": 15},
     "deepfool": {"steps": 20},
 }
