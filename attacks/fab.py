@@ -77,14 +77,14 @@ class FAB(MinimumNorm):
                 if restart > 0:
                     adv = self._random_start(search, restart, rank)
                 if self._targeted(search):
-                    search.aim(_others(search)[:, rank])
+                    search.aim(search.rivals()[:, rank])
                 self._run(search, adv)
         if not self.stop_inside:
             self._draw_back(search)
 
     def runs(self, search: Nearest) -> int:
         """How many runs make a restart."""
-        return min(self.targets, _others(search).shape[1]) if self._targeted(search) else 1
+        return min(self.targets, search.rivals().shape[1]) if self._targeted(search) else 1
 
     def _targeted(self, search: Nearest) -> bool:
         return self.targets > 0 and _objective(search).target is None
@@ -163,9 +163,3 @@ def _objective(search: Nearest) -> LabelObjective:
     objective = search.active.objective
     assert isinstance(objective, LabelObjective)
     return objective
-
-
-def _others(search: Nearest) -> Tensor:
-    """The classes (M, K - 1) other than the label, likeliest first, of the active samples."""
-    ranking, y = search.ranking(), _objective(search).y
-    return ranking[ranking != y[:, None]].view(len(ranking), -1)

@@ -25,10 +25,11 @@ from robustkit.core.options import method
 from robustkit.core.specs import Fraction
 from robustkit.core.task import Task
 from robustkit.core.types import Bounds
-from robustkit.kernels.balls import norm, project_l2_box, project_linf_box, steepest_l2
+from robustkit.kernels.balls import norm, project_linf_box, steepest_l2
 from robustkit.kernels.l1 import project_l1_box
+from robustkit.kernels.l2 import project_l2_ball_box
 
-PROJECT: dict[str, Callable[..., Tensor]] = {"linf": project_linf_box, "l2": project_l2_box, "l1": project_l1_box}
+PROJECT: dict[str, Callable[..., Tensor]] = {"linf": project_linf_box, "l2": project_l2_ball_box, "l1": project_l1_box}
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 FINAL_STEP = 1 / 100
 """Of the first step, how long the last one is."""

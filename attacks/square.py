@@ -2,8 +2,9 @@
 
 A proposal changes one square window; it is kept where the loss rises. In l-infinity the window takes +-2 eps in every
 channel; in l2 and l1 it takes a pyramid profile and the budget of a second window, which is emptied. Windows shrink
-on a fixed schedule. Every sample draws windows of its own, so that a result does not depend on the batch. Shapes: x, adv
-(N, C, H, W), of any height, width and number of channels. Cost: ``queries`` forwards, less what broken samples save.
+on a fixed schedule. Every sample draws windows of its own, so that a result does not depend on the batch. Shapes: x,
+adv (N, C, H, W), of any height, width and number of channels. Cost: ``queries`` forwards, less what broken samples
+save.
 """
 
 from __future__ import annotations

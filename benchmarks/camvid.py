@@ -23,11 +23,14 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import robustkit as rk
+from robustkit.attacks.pgd import PGD
 from robustkit.core.model import Model
 from robustkit.core.task import DenseClassification
+from robustkit.core.threat import Linf
 from robustkit.demo.networks import initialise
 from robustkit.demo.pixel_network import PixelNet
 from robustkit.demo.train_shapes import mirrored
@@ -80,6 +83,18 @@ def train(x: Tensor, y: Tensor, epochs: int, batch: int = 8, rate: float = 3e-3)
     return net.eval()
 
 
+def network(folder: Path, epochs: int, weights: Path | None) -> PixelNet:
+    """The trained network, from the file where there is one already."""
+    if weights is not None and weights.is_file():
+        net = PixelNet(CLASSES, 16)
+        net.load_state_dict(load_file(weights))
+        return net.eval()
+    net = train(*read(folder / "camvid/train_240x180.zip"), epochs)
+    if weights is not None:
+        save_file(net.state_dict(), weights)
+    return net
+
+
 def counts(model: Model, x: Tensor, y: Tensor) -> Counts:
     """Pixels of each class in label and answer, in the label, in the answer: (N, classes, 3)."""
     with model.frozen(), torch.no_grad():
@@ -109,7 +124,7 @@ def difference(first: Counts, second: Counts, draws: int = 2000) -> tuple[float,
 
 def attacked(model: Model, x: Tensor, y: Tensor, loss: str, steps: int) -> tuple[Counts, Counts]:
     """Counts at the worst point of each image, and at the last iterate, as the paper measures."""
-    attack = rk.PGD(threat=rk.Linf(EPS), steps=steps, step_size=ALPHA, loss=loss)
+    attack = PGD(threat=Linf(EPS), steps=steps, step_size=ALPHA, loss=loss)
     worst, last = [], []
     for start in range(0, len(x), 8):
         part = slice(start, start + 8)
@@ -151,13 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=101, help="of the validation images")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", type=Path, help="keep the trained network here, or take it from here")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args(arguments)
     if not args.folder:
         parser.error("give the folder that holds camvid/, or set ROBUSTKIT_DATA")
     torch.set_num_threads(args.threads)
     began = time.perf_counter()
-    net = train(*read(Path(args.folder) / "camvid/train_240x180.zip"), args.epochs)
+    net = network(Path(args.folder), args.epochs, args.weights)
     x, y = (t[: args.images] for t in read(Path(args.folder) / "camvid/val_240x180.zip"))
     model = rk.wrap(net, task=DenseClassification(ignore_index=VOID), name="PixelNet, trained here")
     clean = counts(model, x, y)

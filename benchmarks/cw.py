@@ -75,16 +75,24 @@ def _black(adv: Tensor, success: Tensor) -> int:
     return int((success & (adv.flatten(1) == 0).all(1)).sum())
 
 
-def alternate(runs: dict[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, Found]]:
-    """Median seconds of each, in turns, and what each found in the last turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+@dataclass(frozen=True)
+class Times:
+    """Median seconds by the clock on the wall and of the processor; the latter hardly depends on other load."""
+
+    wall: float
+    processor: float
+
+
+def alternate(runs: dict[str, Run], rounds: int) -> tuple[dict[str, Times], dict[str, Found]]:
+    """How long each takes, in turns, and what each found in the last turn."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     found = {}
     for _ in range(rounds):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             found[name] = run()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}, found
+            times[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return {name: Times(*map(statistics.median, zip(*taken, strict=True))) for name, taken in times.items()}, found
 
 
 def subjects(model: Model, x: Tensor, y: Tensor, search_steps: int, steps: int) -> dict[str, Run]:
@@ -99,19 +107,26 @@ def subjects(model: Model, x: Tensor, y: Tensor, search_steps: int, steps: int) 
     return runs
 
 
-def rows(name: str, seconds: dict[str, float], found: dict[str, Found]) -> list[tuple[str, ...]]:
-    """(network, subject, seconds, median distance, success, black images) as text, and a line of ratios."""
-    lines = [
-        (name, who, f"{seconds[who]:.1f}", f"{what.median:.4f}", f"{what.success:.3f}", str(what.black))
+def rows(name: str, times: dict[str, Times], found: dict[str, Found]) -> list[tuple[str, ...]]:
+    """(network, subject, both times, median distance, success, black images) as text, and a line of ratios."""
+    lines: list[tuple[str, ...]] = [
+        (
+            name,
+            who,
+            f"{times[who].wall:.1f}",
+            f"{times[who].processor:.1f}",
+            f"{what.median:.4f}",
+            f"{what.success:.3f}",
+            str(what.black),
+        )
         for who, what in found.items()
     ]
     if FOOLBOX not in found:
-        return [*lines, (name, f"{FOOLBOX}: missing", "-", "-", "-", "-")]
-    quicker, nearer = seconds[OURS] / seconds[FOOLBOX], found[OURS].median / found[FOOLBOX].median
-    return [
-        *lines,
-        (name, "ratio", _verdict(quicker, SLOWEST), _verdict(nearer, FARTHEST), "", ""),
-    ]
+        return [*lines, (name, f"{FOOLBOX}: missing", *["-"] * 5)]
+    here, there = times[OURS], times[FOOLBOX]
+    quicker = (_verdict(here.wall / there.wall, SLOWEST), _verdict(here.processor / there.processor, SLOWEST))
+    nearer = _verdict(found[OURS].median / found[FOOLBOX].median, FARTHEST)
+    return [*lines, (name, "ratio", *quicker, nearer, "", "")]
 
 
 def _verdict(ratio: float, bar: float) -> str:
@@ -126,10 +141,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="gradient steps in every search step")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each, in turns")
     parser.add_argument("--network", nargs="+", default=NETWORKS)
+    parser.add_argument("--threads", type=int, default=THREADS)
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(arguments.threads)
     x, y = rk.open_data("demo:mnist").take(range(arguments.samples))
-    table = Table("network", "subject", "seconds", "median l2 distance", "success", "all-black successes")
+    table = Table("network", "subject", "seconds", "of the processor", "median l2", "success", "all-black successes")
     for name in arguments.network:
         runs = subjects(rk.load(name), x, y, arguments.search_steps, arguments.steps)
         for row in rows(name, *alternate(runs, arguments.rounds)):

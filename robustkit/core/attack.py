@@ -108,6 +108,7 @@ class Attack(ABC):
         ids = default_ids(len(x)) if ids is None else ids
         _check(model, x, y, target, ids, start)
         self.check_threat(self.threat)
+        self.check_task(model.task)
         x = x.detach()
         if len(x) == 0:
             return _nothing(x)
@@ -176,6 +177,21 @@ class Attack(ABC):
                 got=threat.text,
                 where=ATTACKS.entry_of(self).name,
                 fix="See `robustkit list attacks` for attacks in this norm.",
+            )
+
+    def check_task(self, task: Task) -> None:
+        """Whether the attack is made for such outputs.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if self.tasks and task.name not in self.tasks:
+            raise UsageError(
+                "the attack is not made for this task",
+                expected=" or ".join(self.tasks),
+                got=task.name,
+                where=ATTACKS.entry_of(self).name,
+                fix="Use cospgd, segpgd, pgd or apgd on dense tasks, any other attack on classifiers.",
             )
 
     def searched(self, model: Model, problem: Problem, exact: bool = False) -> Search:

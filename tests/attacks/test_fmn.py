@@ -37,21 +37,20 @@ def problem(n: int = 6, low: float = 0.0, high: float = 1.0):
 
 
 def onto(norm: str, d: np.ndarray, eps: float, x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """d cut to ball and box: for l1 the nearest point of both by bisection, else first the ball, then the box."""
+    """The nearest d of ball and box: for l2 and l1 by bisection on the dual."""
     if norm == "linf":
         return np.clip(x + np.clip(d, -eps, eps), low, high) - x
-    if norm == "l2":
-        return np.clip(x + d * min(1.0, eps / max(np.linalg.norm(d), 1e-300)), low, high) - x
 
     def pulled(t):
-        return np.clip(x + np.sign(d) * np.maximum(np.abs(d) - t, 0), low, high) - x
+        less = d / (1 + t) if norm == "l2" else np.sign(d) * np.maximum(np.abs(d) - t, 0)
+        return np.clip(x + less, low, high) - x
 
-    left, right = 0.0, np.abs(d).max()
-    if np.abs(pulled(0)).sum() <= eps:
+    left, right = 0.0, 1e6
+    if np.linalg.norm(pulled(0), ORDER[norm][0]) <= eps:
         return pulled(0)
-    for _ in range(100):
+    for _ in range(150):
         middle = (left + right) / 2
-        left, right = (middle, right) if np.abs(pulled(middle)).sum() > eps else (left, middle)
+        left, right = (middle, right) if np.linalg.norm(pulled(middle), ORDER[norm][0]) > eps else (left, middle)
     return pulled(right)
 
 
@@ -153,7 +152,7 @@ def test_pixels_at_the_bounds_move():
     with model.frozen():
         y = model(x).argmax(1)
     for norm in NORMS:
-        assert FMN(norm=norm)(model, x, y).success.all(), norm
+        assert FMN(norm=norm, steps=40)(model, x, y).success.all(), norm
 
 
 def test_the_l2_ball_has_an_inside():
@@ -163,6 +162,19 @@ def test_the_l2_ball_has_an_inside():
     assert torch.equal(PROJECT["l2"](inside, x, torch.ones(1), 0.0, 1.0), inside)
     outside = PROJECT["l2"](inside, x, torch.full((1,), 0.01), 0.0, 1.0)
     assert float((outside - x).norm()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projections_are_the_nearest_points(norm):
+    g = torch.Generator().manual_seed(3)
+    x = torch.rand(20, 30, generator=g, dtype=torch.double).mul(1.5).sub(0.25).clamp(0, 1)  # a third at the bounds
+    adv = x + torch.randn(20, 30, generator=g, dtype=torch.double)
+    eps = torch.rand(20, generator=g, dtype=torch.double) * torch.linalg.vector_norm(adv - x, ORDER[norm][0], dim=1)
+    found = PROJECT[norm](adv, x, eps, 0.0, 1.0)
+    for i in range(20):
+        exact = onto(norm, (adv - x)[i].numpy(), float(eps[i]), x[i].numpy(), 0.0, 1.0)
+        np.testing.assert_allclose((found - x)[i].numpy(), exact, atol=1e-7)
+    assert (torch.linalg.vector_norm(found - x, ORDER[norm][0], dim=1) <= eps * (1 + 1e-12)).all()
 
 
 def test_stop_inside_saves_passes():

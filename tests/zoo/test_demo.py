@@ -59,10 +59,10 @@ def test_digit_networks_reach_the_accuracy_of_their_card(name: str, clean: float
     assert sum(p.numel() for p in model.net.parameters()) == 81_434
 
 
-def test_stored_networks_stay_under_a_megabyte() -> None:
+def test_stored_networks_stay_small() -> None:
     stored = [entry for entry in files("robustkit.demo").iterdir() if entry.name.endswith(".safetensors")]
-    assert len(stored) == 3
-    assert sum(len(entry.read_bytes()) for entry in stored) < 1_000_000
+    assert len(stored) == 4
+    assert sum(len(entry.read_bytes()) for entry in stored) < 1_300_000
 
 
 def test_photographs_and_their_network_agree() -> None:
