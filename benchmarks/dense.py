@@ -1,7 +1,8 @@
 """What CosPGD costs beside PGD: ``python -m benchmarks.dense``; 20 steps, 21 classes, images of 240x180.
 
-Time is the ratio of medians of alternating runs in one process; memory the largest resident size above what stood
-before, each attack in a process of its own. Bars: 1.05 and 1.10.
+Time is the ratio of medians of alternating runs in one process, on one thread, in seconds of the processor, which other
+load distorts least; memory the largest resident size above what stood before, each attack in a process of its own.
+Bars: 1.05 and 1.10.
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ def attack(loss: str) -> rk.PGD:
 
 
 def seconds(net: str, rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each loss, in turns, after one warm-up."""
+    """Processor seconds of each loss, in turns, after one warm-up."""
     model, x, y = problem(net)
     times: dict[str, list[float]] = {loss: [] for loss in LOSSES}
     for turn in range(rounds + 1):
         for loss in LOSSES if turn % 2 else reversed(LOSSES):
-            began = time.perf_counter()
+            began = time.process_time()
             attack(loss)(model, x, y)
             if turn:
-                times[loss].append(time.perf_counter() - began)
+                times[loss].append(time.process_time() - began)
     return times
 
 

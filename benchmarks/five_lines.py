@@ -1,4 +1,4 @@
-"""The code blocks of docs/peers.md, run as they stand: ``python -m benchmarks.five_lines`` writes the tables of that page.
+"""The code blocks of docs/peers.md, run as they stand: ``python -m benchmarks.five_lines`` writes that page's tables.
 
 Every block runs in one environment with the peers, after the block that comes before all of them; the second table runs
 the same code on data or a network with one mistake in it. A library that is missing is said to be missing.
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "peers.md"
 BLOCK = re.compile(r'^```python title="(?P<title>[^"]+)"\n(?P<code>.*?)^```$', re.MULTILINE | re.DOTALL)
 FIRST = "before all of them"
+MISSING = "not measured"
 ROUNDS, THREADS = 3, 1
 Scope = dict[str, Any]
 
@@ -90,7 +91,7 @@ def run(code: str, scope: Scope) -> Ran:
             exec(compile(code, "docs/peers.md", "exec"), dict(scope))
             said = printed.getvalue().strip().splitlines()[-1]
         except ModuleNotFoundError as error:
-            said = f"not measured: {error.name} is not installed"
+            said = f"{MISSING}: {error.name} is not installed"
         except Exception as error:
             said = _stopped(error)
     seconds = time.perf_counter() - began
@@ -103,7 +104,7 @@ def run(code: str, scope: Scope) -> Ran:
 
 def _stopped(error: Exception) -> str:
     if "is not installed" in str(error):
-        return "not measured: " + str(error).partition(" is not")[0] + " is not installed"
+        return f"{MISSING}: {str(error).partition(' is not')[0]} is not installed"
     first = re.sub(r"\s+", " ", str(error)).strip()
     return f"{type(error).__name__}: {first}" if first else f"{type(error).__name__}, without a message"
 
@@ -131,22 +132,20 @@ def measure(text: str, rounds: int = ROUNDS, samples: int | None = None) -> dict
         [title, found[0].said, statistics.median(r.seconds for r in found[1:] or found), found[0].left]
         for title, found in ran.items()
     ]
-    wrong = {title: {name: run(block, {**scope, **change(scope)}).said for name, change in MISTAKES.items()}
-             for title, block in code.items() if not figures_missing(figures, title)}  # fmt: skip
-    return {"figures": figures, "mistakes": wrong}
-
-
-def figures_missing(figures: list[list[Any]], title: str) -> bool:
-    """Whether the library of a block is not installed."""
-    return any(row[0] == title and str(row[1]).startswith("not measured") for row in figures)
+    here = {title: block for title, block in code.items() if not ran[title][0].said.startswith(MISSING)}
+    mistakes = {
+        title: {name: run(block, {**scope, **change(scope)}).said for name, change in MISTAKES.items()}
+        for title, block in here.items()
+    }
+    return {"figures": figures, "mistakes": mistakes}
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Marker -> Markdown."""
     lines = ["| | prints | seconds | left behind |", "| --- | --- | --- | --- |"]
     for title, said, seconds, left in found["figures"]:
-        time_, left_ = ("-", "-") if said.startswith("not measured") else (f"{seconds:.2f}", left)
-        lines.append(f"| {title} | {_cell(said)} | {time_} | {left_} |")
+        last = "- | -" if said.startswith(MISSING) else f"{seconds:.2f} | {left}"
+        lines.append(f"| {title} | {_cell(said)} | {last} |")
     wrong = ["| | " + " | ".join(MISTAKES) + " |", "| --- |" + " --- |" * len(MISTAKES)]
     wrong += [
         f"| {title} | " + " | ".join(_cell(said[name]) for name in MISTAKES) + " |"

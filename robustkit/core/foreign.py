@@ -30,7 +30,6 @@ from robustkit.core.registry import options_of
 from robustkit.core.search import Problem, Search
 from robustkit.core.seen import ROUNDING, Case, Seen, private, returned, settled, spread
 from robustkit.core.specs import MethodSpec, parse_fraction
-from robustkit.core.task import Classification
 from robustkit.core.threat import THREATS, Threat
 from robustkit.kernels.balls import norm
 from robustkit.kernels.noise import key_of
@@ -226,13 +225,7 @@ class Foreign(Attack):
 
     def _case(self, search: Nearest) -> Case:
         model, problem, x, objective = search.model, search.problem, search.x, search.problem.objective
-        if not isinstance(model.task, Classification) or not isinstance(objective, LabelObjective):
-            raise UsageError(
-                "attacks of other libraries are for classifiers",
-                expected="task classification",
-                got=f"task {model.task.name}",
-                where=self.text,
-            )
+        assert isinstance(objective, LabelObjective)
         return Case(
             Seen(model),
             ((x - model.bounds.low) / model.bounds.width).clamp(0, 1),

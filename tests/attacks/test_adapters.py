@@ -381,7 +381,7 @@ def test_what_cannot_aim_says_so():
 
 def test_dense_tasks_are_refused():
     model = rk.wrap(nn.Conv2d(1, 3, 1), task="segmentation")
-    with pytest.raises(UsageError, match="for classifiers"):
+    with pytest.raises(UsageError, match="not made for this task"):
         attack("torchattacks:Sign")(model, torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
 
 
@@ -754,6 +754,8 @@ def test_every_class_of_torchattacks(real, text):
     assert int(found.forwards.sum()) == found.cost.forwards and int(found.backwards.sum()) == found.cost.backwards
     with model.frozen():
         assert torch.equal(model(found.adversarial).argmax(1) != y, found.success)
+    again = attack(f"torchattacks:{text}", Linf(0.1))(model, x, y)
+    assert torch.equal(found.last, again.last) and found.cost == again.cost
     assert torch.equal(state, torch.get_rng_state()) and net.training and all(p.grad is None for p in net.parameters())
 
 
