@@ -97,8 +97,8 @@ def evaluate(
     robustkit evaluate --config runs/a/config.yaml --seed 1 --out runs/b
     """
     options = {
-        "model": model, "data": data, "attacks": attack or None, "stages": _list(stages), "threat": threat, "eps_scale": eps_scale,
-        "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate, "eot": eot, "seed": seed,
+        "model": model, "data": data, "attacks": attack or None, "stages": _list(stages), "threat": threat,
+        "eps_scale": eps_scale, "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate, "eot": eot, "seed": seed,
         "batch_size": _batch_size(batch_size), "device": device, "force": force, "weights": weights,
         "mean": _list(mean), "std": _list(std), "bounds": _list(bounds), "task": task,
         "fail_under": fail_under or None, "max_minutes": max_minutes, "progress": progress,

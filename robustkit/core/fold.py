@@ -1,7 +1,8 @@
 """A private copy of a network that computes the same function faster.
 
 BatchNorm layers that directly follow a convolution are folded into it, and the weights are laid out channels-last
-where images are large enough for that to pay. Which BatchNorm follows which convolution is seen by running the
+where images are large enough for that to pay; where they are not, strided layers of few channels are unstrided on the
+CPU. Which BatchNorm follows which convolution is seen by running the
 network once; that the copy computes the same is checked on the same example, so an unusual network is never wrong:
 it is used as it is.
 """
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from robustkit.core.strided import Unshuffled, suits
 
 CHANNELS_LAST_PIXELS = 32 * 32
 """Smallest image that is laid out channels-last; see docs/adr/0004-fast-copy.md."""
@@ -30,6 +33,8 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
                 _fold(twin, conv, norm)
             if example.ndim == 4 and example.shape[2] * example.shape[3] >= CHANNELS_LAST_PIXELS:
                 twin = twin.to(memory_format=torch.channels_last)
+            elif example.device.type == "cpu":
+                _unshuffle(twin)
             same = _close(module(example), twin(example))
     except Exception:  # what cannot be copied or run twice is used as it is: the copy is an optimisation only
         return module
@@ -58,6 +63,13 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Modul
             handle.remove()
     pairs = [(conv, norm) for norm, x in fed for y, conv in made if y is x]
     return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
+
+
+def _unshuffle(root: nn.Module) -> None:
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if suits(child) and _foldable(child):
+                setattr(parent, name, Unshuffled(child))  # type: ignore[arg-type]
 
 
 def _foldable(layer: nn.Module) -> bool:

@@ -201,7 +201,7 @@ class Model:
     def fast(self, example: Tensor) -> Model:
         """The same function for the inner loops: BatchNorm folded, channels-last, no parameter gradients.
 
-        A private copy, made anew when the weights have changed, equal to the network up to about 4e-6 in the logits.
+        A private copy, made anew when the weights have changed, equal to the network up to about 6e-6 in the logits.
         Verdicts that go into a result are taken on the network itself.
         """
         state = (

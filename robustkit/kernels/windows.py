@@ -40,7 +40,7 @@ def paste(patch: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> 
 
 @lru_cache(maxsize=64)
 def pyramid(side: int, p: float) -> Tensor:
-    """Two pyramids of opposite sign side by side, (s, s) float64, of unit length in lp: eta of the Square paper, sec. 4.
+    """Two pyramids of opposite sign side by side, (s, s) float64, of unit length in lp: eta of Square, sec. 4.
 
     Each is a sum of nested rectangles, of which the k-th from the middle adds 1 / k^2.
 
