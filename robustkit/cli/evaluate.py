@@ -92,15 +92,15 @@ def evaluate(
 
     robustkit evaluate demo:mnist-robust --data demo:mnist --attack fgsm --attack pgd:steps=40 --threat linf:0.2
 
-    robustkit evaluate timm:resnet50 --data folder:val --attack pgd:steps=20 --threat linf:4/255 --limit 500
+    robustkit evaluate timm:resnet50 --data folder:val --attack standard --threat linf:4/255 --limit 500
 
     robustkit evaluate --config runs/a/config.yaml --seed 1 --out runs/b
     """
     options = {
         "model": model, "data": data, "attacks": attack or None, "stages": _list(stages), "threat": threat,
-        "eps_scale": eps_scale, "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate, "eot": eot, "seed": seed,
-        "batch_size": _batch_size(batch_size), "device": device, "force": force, "weights": weights,
-        "mean": _list(mean), "std": _list(std), "bounds": _list(bounds), "task": task,
+        "eps_scale": eps_scale, "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate,
+        "eot": eot, "seed": seed, "batch_size": _batch_size(batch_size), "device": device, "force": force,
+        "weights": weights, "mean": _list(mean), "std": _list(std), "bounds": _list(bounds), "task": task,
         "fail_under": fail_under or None, "max_minutes": max_minutes, "progress": progress,
     }
     _evaluate(config, options, out)

@@ -136,7 +136,7 @@ def test_flow_equals_the_paper_step_by_step(threat, targeted):
         torch.testing.assert_close(found.last[i], points[-1], rtol=0, atol=1e-9)
 
 
-# -- the three defects of the published code (attacks on one channel, shapes, and what they lead to) --------------------
+# -- the three defects of the published code (attacks on one channel, shapes, and what they lead to) -----------------
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -118,13 +118,13 @@ def evidence(
 
 def rows(e: Evidence) -> dict[str, Diagnostic]:
     found = diagnose(e)
-    assert [row.id for row in found] == ["D3", "D4", "D5", "D6", "D7", "D8", "D10", "D11", "D17"]
+    assert [row.id for row in found] == ["D3", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D11", "D17"]
     return {row.id: row for row in found}
 
 
 def test_an_honest_evaluation_passes():
     found = rows(evidence(attack=rk.PGD(steps=40), threat=Linf(0.12)))
-    assert {k: row.status for k, row in found.items()} == dict.fromkeys(found, "PASS") | {"D5": "NOT RUN"}, found
+    assert {k: row.status for k, row in found.items()} == dict.fromkeys(found, "PASS") | {"D5": "NOT RUN", "D9": "NOT RUN"}, found
 
 
 def test_d3_lost_success():
@@ -162,6 +162,16 @@ def test_d7_accuracy_rises_with_eps():
 def test_d8_one_step_beats_many():
     row = rows(evidence(attack=Fickle(above=0.0)))["D8"]
     assert row.status == "FAIL" and row.value > 0.02
+
+
+@pytest.mark.parametrize(
+    ("queried", "total", "status"),
+    [(None, 0, "NOT RUN"), (0, 500, "PASS"), (1, 500, "PASS"), (2, 500, "WARN"), (6, 500, "FAIL"), (2, 40, "WARN")],
+)
+def test_d9_queries_beat_gradients(queried, total, status):
+    row = rows(evidence(queried=queried, total=total))["D9"]
+    assert row.status == status
+    assert row.fatal == (status == "FAIL")
 
 
 def test_d10_random_noise_beats_gradients():
