@@ -44,15 +44,17 @@ class Square(Attack):
     )
     loss: Loss = Field(default="margin", description="what rises: margin, ce, or dlr")
 
-    def perturb(self, search: Search) -> None:
-        if search.x.ndim != 4:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 3:
             raise UsageError(
                 "square changes windows of images",
                 expected="inputs (N, C, H, W)",
-                got=f"inputs (N, {', '.join(map(str, search.x.shape[1:]))})",
+                got=f"inputs (N, {', '.join(map(str, shape))})",
                 where="x",
-                fix="Use apgd or pgd, which take inputs of any shape.",
+                fix="Use apgd or pgd, which take inputs of any shape; cut suites: --stages apgd-ce,apgd-t,fab-t.",
             )
+
+    def perturb(self, search: Search) -> None:
         propose = _stamp if search.threat.norm == "linf" else _shift
         adv, draws = self._begin(search)
         value = search.query(adv)

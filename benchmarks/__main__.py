@@ -33,7 +33,7 @@ def environment(place: Path) -> Path:
     python = place / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not (place / ".installed").is_file():
         console.print(f"making {place.name} with {', '.join(PEERS)} (once)")
-        venv.create(place, with_pip=True, clear=True)
+        venv.create(place, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[demo]", *PEERS], check=True)
         (place / ".installed").touch()
     return python

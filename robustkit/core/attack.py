@@ -109,6 +109,7 @@ class Attack(ABC):
         _check(model, x, y, target, ids, start)
         self.check_threat(self.threat)
         self.check_task(model.task)
+        self.check_shape(tuple(x.shape[1:]))
         x = x.detach()
         if len(x) == 0:
             return _nothing(x)
@@ -178,6 +179,13 @@ class Attack(ABC):
                 where=ATTACKS.entry_of(self).name,
                 fix="See `robustkit list attacks` for attacks in this norm.",
             )
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Whether the attack can change inputs of this shape, without the batch.
+
+        Raises:
+            UsageError: it cannot.
+        """
 
     def check_task(self, task: Task) -> None:
         """Whether the attack is made for such outputs.

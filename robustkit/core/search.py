@@ -194,12 +194,13 @@ class Search:
         """The samples that still stand: where they are, and the problem they pose."""
         self._flush()
         index = (~self.won).nonzero()[:, 0]
+        self._activate(index[:0])  # what comes next is another search's: nothing of this one may be written over it
         return index, self.problem.take(index)
 
     def absorb(self, index: Tensor, part: Search) -> None:
         """Take over what a search on the samples ``index`` found and what it spent."""
         won = part.won
-        self.step[index] = torch.where(won, self.forwards[index] + part.step, -1)
+        self.step[index] = torch.where(won, self.backwards[index] + part.step, -1)
         self.adversarial[index[won]] = part.adversarial[won]
         self.last[index], self.loss[index] = part.last, torch.fmax(self.loss[index], part.loss)
         self.found[index[won]] = True

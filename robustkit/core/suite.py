@@ -57,6 +57,10 @@ class Suite(Attack):
         super().check_threat(threat)
         self.parts(threat or DEFAULT_THREAT)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        for part in self.parts(self.threat or DEFAULT_THREAT).values():
+            part.check_shape(shape)
+
     @final
     def perturb(self, search: Search) -> None:
         for part in self.parts(search.problem.threat).values():

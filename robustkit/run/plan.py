@@ -72,10 +72,12 @@ class Plan:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
         for attack in self.attacks:  # a loss that the task does not have is refused now, not after the preflight
             attack.objective(self.model.task, torch.empty(0, dtype=torch.long), None)
-        for attack in self.attacks:
-            attack.check_task(self.model.task)
         if self.n == 0:
             raise UsageError("the data set is empty", expected="at least one sample", got="0", where=self.data.name)
+        shape = tuple(self.inputs([0])[0].shape[1:])
+        for attack in self.attacks:
+            attack.check_task(self.model.task)
+            attack.check_shape(shape)
 
     @property
     def n(self) -> int:

@@ -374,5 +374,5 @@ def test_bad_options_are_named(options):
 
 def test_tasks_without_class_logits_are_refused():
     model = wrap(nn.Conv2d(3, 4, 1), task="segmentation")
-    with pytest.raises(UsageError, match="class logits"):
+    with pytest.raises(UsageError, match="not made for this task"):
         FAB(threat=L1(1.0))(model, torch.rand(2, 3, 5, 5), torch.zeros(2, 5, 5, dtype=torch.long))

@@ -55,6 +55,8 @@ def test_is_its_stages_one_after_the_other():
         assert torch.equal(whole.adversarial[index[found.success]], found.adversarial[found.success])
         standing[index[found.success]] = False
     assert torch.equal(whole.success, ~standing)
+    assert torch.equal(whole.first_success_step >= 0, whole.success)
+    assert whole.loss.isfinite().all()
     assert 0 < int(whole.success.sum()) < len(x)
     ranked = 1  # fab-t asks for the ranking of the clean input, once for what it sees
     assert (whole.forwards - whole.success.long() - forwards).abs().max() <= ranked

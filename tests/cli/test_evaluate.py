@@ -35,7 +35,8 @@ def test_options_reach_the_engine(robustkit, engine, tmp_path):
     found = robustkit(*GOOD, "--limit", "5", "--seed", "7", "--batch-size", "16", "--out", "a/b", "--targeted", "next",
                       "--curve", "--force", "--fail-under", "robust_accuracy=0.5", "--device", "cpu", "--eot", "3",
                       "--max-minutes", "2.5", "--weights", "w.pt", "--mean", "127/255", "--std", "0.5",
-                      "--bounds", "-1,1", "--task", "classification", "--surrogate", "demo:c", "--progress", "none")
+                      "--bounds", "-1,1", "--task", "classification", "--surrogate", "demo:c", "--progress", "none",
+                      "--stages", "apgd-ce, square")
     assert found.exit_code == 0, found.output
     ((config, out, command),) = engine.calls
     assert out == Path("a/b") and command[0] == "robustkit"
@@ -43,7 +44,7 @@ def test_options_reach_the_engine(robustkit, engine, tmp_path):
         "model": "demo:a", "data": "demo:b", "attacks": ("pgd:steps=3", "fgsm"), "threat": "linf:0.2", "limit": 5,
         "seed": 7, "batch_size": 16, "weights": tmp_path / "work" / "w.pt", "mean": (127 / 255,), "std": (0.5,),
         "bounds": (-1.0, 1.0), "task": "classification", "surrogate": "demo:c", "targeted": "next", "curve": True,
-        "force": True, "fail_under": ("robust_accuracy=0.5",), "device": "cpu", "eot": 3, "max_minutes": 2.5,
+        "force": True, "stages": ("apgd-ce", "square"), "fail_under": ("robust_accuracy=0.5",), "device": "cpu", "eot": 3, "max_minutes": 2.5,
         "progress": "none"}
 
 
