@@ -44,7 +44,8 @@ def test_options_reach_the_engine(robustkit, engine, tmp_path):
         "model": "demo:a", "data": "demo:b", "attacks": ("pgd:steps=3", "fgsm"), "threat": "linf:0.2", "limit": 5,
         "seed": 7, "batch_size": 16, "weights": tmp_path / "work" / "w.pt", "mean": (127 / 255,), "std": (0.5,),
         "bounds": (-1.0, 1.0), "task": "classification", "surrogate": "demo:c", "targeted": "next", "curve": True,
-        "force": True, "stages": ("apgd-ce", "square"), "fail_under": ("robust_accuracy=0.5",), "device": "cpu", "eot": 3, "max_minutes": 2.5,
+        "force": True, "stages": ("apgd-ce", "square"), "fail_under": ("robust_accuracy=0.5",), "device": "cpu",
+        "eot": 3, "max_minutes": 2.5,
         "progress": "none"}
 
 

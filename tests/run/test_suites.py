@@ -68,7 +68,7 @@ def test_minimum_norm_attacks_give_the_curve_and_the_median():
     assert row["minimum"]["median"] == pytest.approx(float(found.minimum.double().quantile(0.5)), abs=1e-6)
     for point in row["minimum"]["points"]:
         stands = (found.minimum > point["eps"] + 1e-6).sum() if point["eps"] else right.sum()
-        assert point["robust_accuracy"] == pytest.approx(float(stands) / N, abs=1 / N)
+        assert point["robust_accuracy"] == pytest.approx(float(stands) / N, abs=1.5 / N)
     assert result.robust_accuracy == float((found.minimum > 0.4).sum()) / N
 
 
