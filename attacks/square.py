@@ -55,16 +55,18 @@ class Square(Attack):
             )
 
     def perturb(self, search: Search) -> None:
-        propose = _stamp if search.threat.norm == "linf" else _shift
+        linf = search.threat.norm == "linf"
         adv, draws = self._begin(search)
+        low, high = _edges(search) if linf else (adv, adv)
         value = search.query(adv)
         for query in range(1, self.queries):
             if query % BLOCK == 0:
                 draws = _draw(search, query // BLOCK)
-            adv, value, draws = search.compact(adv, value, draws)
+            adv, value, draws, low, high = search.compact(adv, value, draws, low, high)
             if search.done:
                 return
-            proposal = propose(search, adv, draws[:, query % BLOCK], self._share(query))
+            u, share = draws[:, query % BLOCK], self._share(query)
+            proposal = _stamp(adv, low, high, u, share) if linf else _shift(search, adv, u, share)
             risen = search.query(proposal)
             better = risen > value
             adv = torch.where(per_sample(better, adv), proposal, adv)
@@ -89,16 +91,19 @@ def _draw(search: Search, block: int) -> Tensor:
     return search.active.draws.again(block).uniform(like)
 
 
-def _stamp(search: Search, adv: Tensor, u: Tensor, share: float) -> Tensor:
-    """l-infinity: one window moves by +-2 eps in every channel, back onto the threat set."""
+def _edges(search: Search) -> tuple[Tensor, Tensor]:
+    """The ends of the threat set in l-infinity, (M, C, H, W) each."""
+    x, eps, bounds = search.x, sized(search.threat.eps, search.x), search.model.bounds
+    return (x - eps).clamp_min_(bounds.low), (x + eps).clamp_max_(bounds.high)
+
+
+def _stamp(adv: Tensor, low: Tensor, high: Tensor, u: Tensor, share: float) -> Tensor:
+    """l-infinity: one window moves by +-2 eps in every channel, back onto the threat set: to one of its ends."""
     height, width = adv.shape[2:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-    window = windows.mask(
-        windows.places(u[:, 0], side, height), windows.places(u[:, 1], side, width), side, height, width
-    )
-    sign = torch.where(u[:, 5:, None, None] < 0.5, -2.0, 2.0).to(adv)
-    moved = adv + window * sign * sized(search.threat.eps, adv)
-    return search.threat.project(moved, search.x, search.model.bounds)
+    top, left = windows.places(u[:, 0], side, height), windows.places(u[:, 1], side, width)
+    window = windows.mask(top, left, side, height, width)
+    return torch.where(window, torch.where(u[:, 5:, None, None] < 0.5, low, high), adv)
 
 
 def _shift(search: Search, adv: Tensor, u: Tensor, share: float) -> Tensor:

@@ -180,8 +180,8 @@ class Attack(ABC):
                 fix="See `robustkit list attacks` for attacks in this norm.",
             )
 
-    def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Whether the attack can change inputs of this shape, without the batch.
+    def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027
+        """Whether the attack can change inputs of this shape, without the batch; most take any.
 
         Raises:
             UsageError: it cannot.

@@ -243,8 +243,9 @@ class Search:
             return
         reached = self.active.objective.reached(outputs)
         new = reached & ~self._broken
-        self._kept = torch.where(per_sample(new, adv), adv, self._kept)
-        self._when = torch.where(new, self.taken, self._when)
+        if new.is_cuda or bool(new.any()):  # on the CPU a look costs less than the copies
+            self._kept = torch.where(per_sample(new, adv), adv, self._kept)
+            self._when = torch.where(new, self.taken, self._when)
         self._best = torch.where(self._broken, self._best, torch.fmax(self._best, value.to(self._best.dtype)))
         self._broken = self._broken | reached
 
