@@ -78,15 +78,25 @@ def type_text(text: str) -> str:
 
 def example(entry: Any) -> str:
     """A command that runs as it stands."""
-    given = next((f":{o.name}={o.default}" for o in entry.options() if isinstance(o.default, int)), "")
+    given = next((f":{o.name}={o.default}" for o in entry.options() if type(o.default) is int), "")
     given = next((f":{o.default}" for o in entry.options() if o.name == "name"), given)
     if "segmentation" in getattr(entry.cls, "tasks", ()):
         return (f"robustkit evaluate demo:shapes-segmentation --data demo:shapes --attack {entry.name}{given} "
                 "--threat linf:0.03 --limit 64")
+    norm, eps = _radius(entry)
     return (f"robustkit evaluate demo:mnist-robust --data demo:mnist --attack {entry.name}{given} "
-            "--threat linf:0.2 --limit 100")
+            f"--threat {norm.lower()}:{eps:g} --limit 100")
 
 
 def python_example(entry: Any) -> str:
     """The same attack in Python."""
-    return f"rk.{entry.cls.__name__}(threat=rk.Linf(0.2))(model, x, y).adversarial"
+    norm, eps = _radius(entry)
+    if getattr(entry.cls, "free", False):  # classes of other libraries go by their text form
+        given = next(o.default for o in entry.options() if o.name == "name")
+        return f'rk.evaluate(model, (x, y), attacks=["{entry.name}:{given}"], threat=rk.{norm}({eps:g}))'
+    return f"rk.{entry.cls.__name__}(threat=rk.{norm}({eps:g}))(model, x, y).adversarial"
+
+
+def _radius(entry: Any) -> tuple[str, float]:
+    """A norm in which the attack works, and a radius for digits."""
+    return ("Linf", 0.2) if "linf" in getattr(entry.cls, "norms", ("linf",)) else ("L2", 2.0)

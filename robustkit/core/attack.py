@@ -107,6 +107,7 @@ class Attack(ABC):
         """
         ids = default_ids(len(x)) if ids is None else ids
         _check(model, x, y, target, ids, start)
+        _check_ranking(ranking, x)
         self.check_threat(self.threat)
         self.check_task(model.task)
         self.check_shape(tuple(x.shape[1:]))
@@ -285,6 +286,17 @@ def _check(model: Model, x: Tensor, y: Tensor, target: Tensor | None, ids: Tenso
     for labels in (y, target):
         if labels is not None:
             model.task.check(torch.empty((1, *shape), device="meta"), labels)
+
+
+def _check_ranking(ranking: Tensor | None, x: Tensor) -> None:
+    if ranking is not None and (ranking.ndim != 2 or len(ranking) != len(x) or ranking.is_floating_point()):
+        raise UsageError(
+            "a ranking holds classes, likeliest first",
+            expected=f"whole numbers of shape ({len(x)}, K)",
+            got=f"{ranking.dtype} of shape {tuple(ranking.shape)}",
+            where="ranking",
+            fix="Leave it out, or give model(x).argsort(1, descending=True).",
+        )
 
 
 def check_inputs(x: Tensor, model: Model) -> None:

@@ -33,7 +33,7 @@ class GradedSearch(Search):
         assert isinstance(part, GradedSearch)
         better = _worse(part.found, part.harm, self.found[index], self.harm[index])
         first = (self.step[index] < 0) & (part.step >= 0)
-        self.step[index] = torch.where(first, self.forwards[index] + part.step, self.step[index])
+        self.step[index] = torch.where(first, self.backwards[index] + part.step, self.step[index])
         chosen = index[better]
         self.adversarial[chosen], self.harm[chosen] = part.adversarial[better], part.harm[better]
         self.found[chosen] = part.found[better]

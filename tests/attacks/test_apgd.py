@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustkit.attacks.apgd import APGD
+from robustkit.core.errors import UsageError
 from robustkit.core.model import wrap
 from robustkit.core.objective import dlr, margin
 from robustkit.core.threat import L1, L2, Linf
@@ -241,6 +242,13 @@ def test_known_ranking_saves_the_forward():
     asked, known = attack(model, x, y), attack(model, x, y, ranking=ranking[:, :4])
     assert torch.equal(asked.last, known.last)
     assert torch.equal(asked.forwards - 1, known.forwards)
+
+
+@pytest.mark.parametrize("ranking", [torch.zeros(2, 4).long(), torch.zeros(4, 4), torch.zeros(4).long()])
+def test_rankings_that_do_not_fit_are_one_clear_message(ranking):
+    model, x, y = batch(4)
+    with pytest.raises(UsageError, match="likeliest first"):
+        APGD(threat=Linf(0.1), targets=2)(model, x, y, ranking=ranking)
 
 
 def test_dlr_of_few_classes_is_blind_to_shift_and_scale():
