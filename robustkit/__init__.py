@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from robustkit.attacks.square import Square
     from robustkit.attacks.suite import Plus, Rand, Standard
     from robustkit.core.attack import ATTACKS, Attack, AttackResult
+    from robustkit.core.attribution import Attribution
     from robustkit.core.diagnostic import Diagnostic
     from robustkit.core.errors import RobustkitError
+    from robustkit.core.explainer import EXPLAINERS, Explainer
     from robustkit.core.model import Model, wrap
     from robustkit.core.task import Classification, DenseClassification, Regression
     from robustkit.core.threat import L1, L2, Linf, Threat
     from robustkit.data import open_data
+    from robustkit.explain.gradient import Gradient, InputTimesGradient
+    from robustkit.explain.smoothgrad import SmoothGrad
     from robustkit.run.evaluate import evaluate
     from robustkit.run.result import Result
     from robustkit.run.verify import verify
@@ -37,6 +41,7 @@ _HOMES = {
     "ATTACKS": "core.attack",
     "Attack": "core.attack",
     "AttackResult": "core.attack",
+    "Attribution": "core.attribution",
     "CW": "attacks.cw",
     "Classification": "core.task",
     "CosPGD": "attacks.cospgd",
@@ -44,9 +49,13 @@ _HOMES = {
     "DeepFool": "attacks.deepfool",
     "DenseClassification": "core.task",
     "Diagnostic": "core.diagnostic",
+    "EXPLAINERS": "core.explainer",
+    "Explainer": "core.explainer",
     "FAB": "attacks.fab",
     "FGSM": "attacks.fgsm",
     "FMN": "attacks.fmn",
+    "Gradient": "explain.gradient",
+    "InputTimesGradient": "explain.gradient",
     "L1": "core.threat",
     "L2": "core.threat",
     "Linf": "core.threat",
@@ -58,6 +67,7 @@ _HOMES = {
     "Result": "run.result",
     "RobustkitError": "core.errors",
     "SegPGD": "attacks.segpgd",
+    "SmoothGrad": "explain.smoothgrad",
     "Square": "attacks.square",
     "Standard": "attacks.suite",
     "Threat": "core.threat",
@@ -75,6 +85,7 @@ __all__ = [
     "ATTACKS",
     "CW",
     "DDN",
+    "EXPLAINERS",
     "FAB",
     "FGSM",
     "FMN",
@@ -83,11 +94,15 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackResult",
+    "Attribution",
     "Classification",
     "CosPGD",
     "DeepFool",
     "DenseClassification",
     "Diagnostic",
+    "Explainer",
+    "Gradient",
+    "InputTimesGradient",
     "Linf",
     "Model",
     "Plus",
@@ -96,6 +111,7 @@ __all__ = [
     "Result",
     "RobustkitError",
     "SegPGD",
+    "SmoothGrad",
     "Square",
     "Standard",
     "Threat",

@@ -39,6 +39,13 @@ class Draws:
         """N(0, 1), in the shape, dtype and place of ``like`` (N, *S)."""
         return keyed_normal(self._keys("normal"), tuple(like.shape[1:]), like.dtype, like.device)
 
+    def normal_of(self, rows: Tensor, numbers: Tensor, like: Tensor) -> Tensor:
+        """N(0, 1) for draw ``numbers[i]`` of sample ``rows[i]``, (P, *S): those of ``again(number)``, in any mix."""
+        ids = self.ids[rows.cpu()].tolist()
+        pairs = zip(ids, numbers.tolist(), strict=True)
+        keys = [key_of(self.seed, sample, f"{self.purpose}:normal", number, 0) for sample, number in pairs]
+        return keyed_normal(keys, tuple(like.shape[1:]), like.dtype, like.device)
+
     def take(self, index: Tensor) -> Draws:
         """The draws of some of the samples."""
         return replace(self, ids=self.ids[index.cpu()])

@@ -19,6 +19,10 @@ from robustkit.core.task import Task, task_from
 from robustkit.core.types import Bounds, Cost
 
 
+class NoGradient(UsageError):
+    """No differentiable path leads from the inputs of a network to its outputs."""
+
+
 class Normalize(nn.Module):
     """(x - mean) / std over channels: a layer, so that relaxations and exports see it."""
 
@@ -189,7 +193,7 @@ class Model:
     @staticmethod
     def _gradient(value: Tensor, leaf: Tensor, keep: bool = False) -> Tensor:
         if not value.requires_grad:
-            raise UsageError(
+            raise NoGradient(
                 "the network has no gradient: no differentiable path leads from its inputs to its outputs",
                 where="the network's forward",
                 fix="Look for argmax, round, detach, no_grad or numpy inside; "

@@ -55,6 +55,7 @@ class Entry:
     cls: type
     paper: str
     version: int
+    family: str = "attack"
 
     @property
     def summary(self) -> str:
@@ -94,21 +95,21 @@ class Entry:
                 expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
                 got=repr(first["input"]),
                 where=f"{self.name}:{name}=",
-                fix=f"See `robustkit show attack {self.name}`.",
+                fix=f"See `robustkit show {self.family} {self.name}`.",
             ) from None
 
 
 class Registry:
-    """All methods of one family."""
+    """All methods of one family.
 
-    def __init__(self, package: str) -> None:
-        self.package = package
+    Args:
+        package: where its modules lie, such as robustkit.attacks.
+        family: what one member is called.
+    """
+
+    def __init__(self, package: str, family: str = "attack") -> None:
+        self.package, self.family = package, family
         self._entries: dict[str, Entry] = {}
-
-    @property
-    def family(self) -> str:
-        """What one member is called: "attack" for robustkit.attacks."""
-        return self.package.rpartition(".")[2].rstrip("s")
 
     def register(self, name: str, *, paper: str, version: int = 1) -> Callable[[T], T]:
         """Bind ``name``; ``version`` rises when the meaning of the method's numbers changes.
@@ -121,7 +122,7 @@ class Registry:
             if name in self._entries:
                 old = self._entries[name].cls
                 raise ValueError(f"{name!r} is {old.__module__}.{old.__qualname__}; {cls.__module__} may not rebind it")
-            self._entries[name] = Entry(name, cls, paper, version)
+            self._entries[name] = Entry(name, cls, paper, version, self.family)
             return cls
 
         return bind
