@@ -21,7 +21,7 @@ from benchmarks.common import OURS, THREADS
 ROOT = Path(__file__).parents[1]
 PLACE = ROOT / ".bench-venv"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
+PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "saliency")
 console = Console()
 
 

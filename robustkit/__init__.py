@@ -29,9 +29,16 @@ if TYPE_CHECKING:
     from robustkit.core.task import Classification, DenseClassification, Regression
     from robustkit.core.threat import L1, L2, Linf, Threat
     from robustkit.data import open_data
+    from robustkit.explain.captum_adapter import from_captum
+    from robustkit.explain.gradcam import GradCAM
     from robustkit.explain.gradient import Gradient, InputTimesGradient
+    from robustkit.explain.integrated import IntegratedGradients
+    from robustkit.explain.moreaugrad import MoreauGrad
     from robustkit.explain.smoothgrad import SmoothGrad
+    from robustkit.explain.xrai import XRAI
     from robustkit.run.evaluate import evaluate
+    from robustkit.run.explain import explain
+    from robustkit.run.explain_result import Explanations
     from robustkit.run.result import Result
     from robustkit.run.verify import verify
     from robustkit.zoo import load
@@ -51,15 +58,19 @@ _HOMES = {
     "Diagnostic": "core.diagnostic",
     "EXPLAINERS": "core.explainer",
     "Explainer": "core.explainer",
+    "Explanations": "run.explain_result",
     "FAB": "attacks.fab",
     "FGSM": "attacks.fgsm",
     "FMN": "attacks.fmn",
+    "GradCAM": "explain.gradcam",
     "Gradient": "explain.gradient",
     "InputTimesGradient": "explain.gradient",
+    "IntegratedGradients": "explain.integrated",
     "L1": "core.threat",
     "L2": "core.threat",
     "Linf": "core.threat",
     "Model": "core.model",
+    "MoreauGrad": "explain.moreaugrad",
     "PGD": "attacks.pgd",
     "Plus": "attacks.suite",
     "Rand": "attacks.suite",
@@ -71,14 +82,19 @@ _HOMES = {
     "Square": "attacks.square",
     "Standard": "attacks.suite",
     "Threat": "core.threat",
+    "XRAI": "explain.xrai",
     "evaluate": "run.evaluate",
     "from_art": "attacks.art_adapter",
+    "from_captum": "explain.captum_adapter",
     "from_foolbox": "attacks.foolbox_adapter",
     "load": "zoo",
     "open_data": "data",
     "verify": "run.verify",
     "wrap": "core.model",
 }
+
+_CALLABLE = ("explain",)
+"""Families that are functions, too: the package itself is the public name (docs/adr/0008-callable-packages.md)."""
 
 __all__ = [
     "APGD",
@@ -92,6 +108,7 @@ __all__ = [
     "L1",
     "L2",
     "PGD",
+    "XRAI",
     "Attack",
     "AttackResult",
     "Attribution",
@@ -101,10 +118,14 @@ __all__ = [
     "DenseClassification",
     "Diagnostic",
     "Explainer",
+    "Explanations",
+    "GradCAM",
     "Gradient",
     "InputTimesGradient",
+    "IntegratedGradients",
     "Linf",
     "Model",
+    "MoreauGrad",
     "Plus",
     "Rand",
     "Regression",
@@ -116,7 +137,9 @@ __all__ = [
     "Standard",
     "Threat",
     "evaluate",
+    "explain",
     "from_art",
+    "from_captum",
     "from_foolbox",
     "load",
     "open_data",
@@ -127,6 +150,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import robustkit`` costs nothing."""
+    if name in _CALLABLE:
+        return import_module(f"robustkit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'robustkit' has no attribute {name!r}")
     value = getattr(import_module(f"robustkit.{_HOMES[name]}"), name)

@@ -110,10 +110,32 @@ def resize_and_crop(image: Image.Image, size: tuple[int, int], crop_pct: float, 
     """
     if interpolation not in RESAMPLING:
         raise UsageError("unknown interpolation", expected=", ".join(RESAMPLING), got=repr(interpolation))
+    scaled, box = _geometry(image.size, size, crop_pct)
+    return image.resize(scaled, RESAMPLING[interpolation]).crop(box)
+
+
+def seen_box(size: tuple[int, int], preprocessing: Preprocessing | None) -> tuple[float, float, float, float]:
+    """What the network sees of a picture of this (width, height): left, top, right, bottom in the picture's pixels.
+
+    All of it where the preprocessing names no size. Fractions of pixels are meant.
+
+    >>> seen_box((896, 448), Preprocessing((0.5,), (0.5,), size=(224, 224)))
+    (224.0, 0.0, 672.0, 448.0)
+    """
+    if preprocessing is None or preprocessing.size is None:
+        return 0.0, 0.0, float(size[0]), float(size[1])
+    scaled, box = _geometry(size, preprocessing.size, preprocessing.crop_pct)
+    x, y = size[0] / scaled[0], size[1] / scaled[1]
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+
+def _geometry(
+    picture: tuple[int, int], size: tuple[int, int], crop_pct: float
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """The size to scale a picture (width, height) to, and what is cut out of that: left, top, right, bottom."""
     height, width = size
     # floor and int as torchvision and timm round, so that pictures agree with theirs to the pixel
-    ratio = max(math.floor(height / crop_pct) / image.height, math.floor(width / crop_pct) / image.width)
-    scaled = max(width, int(image.width * ratio + 1e-6)), max(height, int(image.height * ratio + 1e-6))
-    image = image.resize(scaled, RESAMPLING[interpolation])
+    ratio = max(math.floor(height / crop_pct) / picture[1], math.floor(width / crop_pct) / picture[0])
+    scaled = max(width, int(picture[0] * ratio + 1e-6)), max(height, int(picture[1] * ratio + 1e-6))
     left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+    return scaled, (left, top, left + width, top + height)

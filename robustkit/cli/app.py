@@ -9,6 +9,7 @@ from robustkit.cli.check import check
 from robustkit.cli.compare import compare
 from robustkit.cli.doctor import doctor
 from robustkit.cli.evaluate import evaluate
+from robustkit.cli.explain import explain
 from robustkit.cli.guard import guarded
 from robustkit.cli.list import list_names
 from robustkit.cli.report import report
@@ -41,11 +42,13 @@ def robustness(
     """Adversarial robustness of PyTorch models, with numbers that can be trusted.
 
     Begin with: [bold]robustkit evaluate demo:mnist-robust --data demo:mnist --attack pgd:steps=20 --threat linf:0.2[/]
+    or [bold]robustkit explain demo:efficientnet_lite0 cat.jpg[/]
     """
 
 
-EVALUATING, READING, LOOKING = "Evaluate", "Runs", "Look up"
+EVALUATING, READING, LOOKING = "Evaluate and explain", "Runs", "Look up"
 app.command("evaluate", rich_help_panel=EVALUATING)(guarded(evaluate))
+app.command("explain", rich_help_panel=EVALUATING)(guarded(explain))
 app.command("report", rich_help_panel=READING)(guarded(report))
 app.command("check", rich_help_panel=READING)(guarded(check))
 app.command("verify", rich_help_panel=READING)(guarded(verify))

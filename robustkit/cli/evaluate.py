@@ -1,12 +1,12 @@
 """``robustkit evaluate``: the robust accuracy of a model on data under a threat, with the evidence."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from robustkit.cli.common import batch_size_from, list_from, stoppable
 
 WHAT, HOW, RUN, LOAD = "What is evaluated", "How", "The run", "Loading the model"
 
@@ -97,10 +97,10 @@ def evaluate(
     robustkit evaluate --config runs/a/config.yaml --seed 1 --out runs/b
     """
     options = {
-        "model": model, "data": data, "attacks": attack or None, "stages": _list(stages), "threat": threat,
+        "model": model, "data": data, "attacks": attack or None, "stages": list_from(stages), "threat": threat,
         "eps_scale": eps_scale, "targeted": targeted, "limit": limit, "curve": curve, "surrogate": surrogate,
-        "eot": eot, "seed": seed, "batch_size": _batch_size(batch_size), "device": device, "force": force,
-        "weights": weights, "mean": _list(mean), "std": _list(std), "bounds": _list(bounds), "task": task,
+        "eot": eot, "seed": seed, "batch_size": batch_size_from(batch_size), "device": device, "force": force,
+        "weights": weights, "mean": list_from(mean), "std": list_from(std), "bounds": list_from(bounds), "task": task,
         "fail_under": fail_under or None, "max_minutes": max_minutes, "progress": progress,
     }
     _evaluate(config, options, out)
@@ -117,7 +117,7 @@ def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> N
     folder = out or default_folder(Path("runs"), config)
     check_folder(folder, config)  # before anything is loaded
     shown = NotesOnly() if config.progress == "none" else make_progress(config.progress)
-    with shown as progress, _stoppable(folder):
+    with shown as progress, stoppable(folder):
         from robustkit.run.evaluate import run
 
         results = run(config, folder, command=["robustkit", *sys.argv[1:]], progress=progress)
@@ -127,23 +127,3 @@ def _evaluate(file: Path | None, options: dict[str, Any], out: Path | None) -> N
         typer.echo(f"report: {folder / 'report.html'}")
     typer.echo(folder)
     raise typer.Exit(exit_code(results, gates))
-
-
-@contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C into a message that says how to go on."""
-    from robustkit.core.errors import Incomplete
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Incomplete("stopped; what was done is kept", where=str(folder),
-                         fix=f"Give the same command again (with --out {folder}) to go on.") from None
-
-
-def _batch_size(text: str | None) -> str | int | None:
-    return int(text) if text and text.isdecimal() else text
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",")]

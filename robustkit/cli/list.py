@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-KINDS = ("attacks", "models", "data", "threats")
+FAMILIES = {"attacks": "robustkit.attacks", "explainers": "robustkit.explain"}
+KINDS = (*FAMILIES, "models", "data", "threats")
 THREATS = (
     ("linf:EPS", "every value of the input may change by at most EPS, e.g. linf:8/255"),
     ("l2:EPS", "the Euclidean length of the whole change is at most EPS, e.g. l2:0.5"),
@@ -16,7 +17,7 @@ THREATS = (
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="What to list.", show_default=False)],
 ) -> None:
-    """List attacks, models, data sources or threats."""
+    """List attacks, explainers (saliency methods), models, data sources or threats."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -39,8 +40,8 @@ def rows_of(kind: str) -> Iterable[tuple[str, str]]:
     from robustkit.core.errors import UsageError, near
     from robustkit.core.registry import Registry
 
-    if kind == "attacks":
-        return [(item.name, item.summary) for item in Registry("robustkit.attacks").catalogue().values()]
+    if kind in FAMILIES:
+        return [(item.name, item.summary) for item in Registry(FAMILIES[kind]).catalogue().values()]
     if kind in ("models", "data"):
         items = catalogue.models() if kind == "models" else catalogue.data()
         return [(item.name, item.summary) for item in items]

@@ -7,28 +7,51 @@ import typer
 from robustkit.cli.check import RUN
 
 FILES = {"html": "report.html", "md": "report.md", "json": "results.json", "junit": "junit.xml"}
+PAGE = ("html", "json")
+"""What an explanation has of them."""
 
 
 def report(
     run: RUN,
-    formats: Annotated[str, typer.Option(
+    formats: Annotated[str | None, typer.Option(
         "--format", metavar="html,md,json,junit",
         help="What to write: a self-contained page, Markdown for a pull request, JUnit's XML for a build server; json "
-        "is what the run itself wrote.")] = "html,md,json,junit",
+        "is what the run itself wrote. An explanation has html and json. [dim]Default: all[/]")] = None,
 ) -> None:
     """Write the reports of a run and print their paths."""
-    from robustkit.report.write import write
-    from robustkit.run.folder import read_results
+    from robustkit.report.write import write, write_page
+    from robustkit.run.folder import kind_of, read_results
     from robustkit.run.manifest import update_manifest
 
-    wanted = formats_from(formats)
-    read_results(run)
-    again = tuple(name for name in wanted if name != "json")
+    wanted = list(FILES) if formats is None else formats_from(formats)
+    if kind_of(read_results(run, kind=None)) == "explanation":
+        wanted = _of_a_page(wanted, asked=formats is not None)
+        again = [name for name in wanted if name != "json"]
+        if again:
+            write_page(run)
+    else:
+        again = [name for name in wanted if name != "json"]
+        if again:
+            write(run, again)
     if again:
-        write(run, again)
         update_manifest(run, [FILES[name] for name in again])
     for name in wanted:
         typer.echo(run / FILES[name])
+
+
+def _of_a_page(names: list[str], *, asked: bool) -> list[str]:
+    """The formats that an explanation has.
+
+    Raises:
+        UsageError: another one was asked for.
+    """
+    from robustkit.core.errors import UsageError
+
+    others = [name for name in names if name not in PAGE]
+    if others and asked:
+        raise UsageError("an explanation has no such report", expected=" or ".join(PAGE), got=others[0],
+                         where="--format", fix="Its page, report.html, holds all.")
+    return [name for name in names if name in PAGE]
 
 
 def formats_from(text: str) -> list[str]:

@@ -1,17 +1,17 @@
 """``robustkit show``: one method in full."""
 
-import re
 from typing import Annotated, Any
 
 import typer
 
-FAMILIES = {"attack": "robustkit.core.attack"}
-"""Kind of method -> the module with its registry, called ATTACKS there."""
+FAMILIES = {"attack": "robustkit.core.attack", "explainer": "robustkit.core.explainer"}
+"""Kind of method -> the module with its registry, called ATTACKS, EXPLAINERS there."""
 
 
 def show(
     kind: Annotated[str, typer.Argument(metavar="|".join(FAMILIES), help="Kind of method.", show_default=False)],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name, e.g. [bold]pgd[/].", show_default=False)],
+    name: Annotated[str, typer.Argument(
+        metavar="NAME", help="Its name, e.g. [bold]pgd[/] or [bold]xrai[/].", show_default=False)],
 ) -> None:
     """Show the options, defaults, source and an example of a method."""
     from rich.console import Console
@@ -52,7 +52,7 @@ def option_table(entry: Any) -> Any:
         table.add_column(title, no_wrap=title == "option")
     table.add_column("meaning", overflow="fold")
     for option in entry.options():
-        table.add_row(*map(escape, (option.name, default_text(option.default), type_text(option.type), option.help)))
+        table.add_row(*map(escape, (option.name, default_text(option.default), option.type, option.help)))
     return table
 
 
@@ -65,21 +65,13 @@ def default_text(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def type_text(text: str) -> str:
-    """A type as one would say it.
-
-    >>> type_text("one of ['ce', 'dlr']"), type_text("Optional[Annotated[float, BeforeValidator(func=<f>)]]")
-    ('ce, dlr', 'float or null')
-    """
-    plain = re.sub(r"Annotated\[(\w+), .*?(\]*)$", lambda found: found[1] + found[2][1:], text)
-    plain = re.sub(r"^Optional\[(.*)\]$", r"\1 or null", plain)
-    return re.sub(r"^one of \[(.*)\]$", lambda found: found[1].replace("'", ""), plain)
-
-
 def example(entry: Any) -> str:
     """A command that runs as it stands."""
     given = next((f":{o.name}={o.default}" for o in entry.options() if type(o.default) is int), "")
     given = next((f":{o.default}" for o in entry.options() if o.name == "name"), given)
+    if entry.family == "explainer":
+        what = "efficientnet_lite0 --data demo:photos" if entry.cls.pixels else "mnist-robust --data demo:mnist"
+        return f"robustkit explain demo:{what} --limit 2 --method {entry.name}{given}"
     if "segmentation" in getattr(entry.cls, "tasks", ()):
         return (f"robustkit evaluate demo:shapes-segmentation --data demo:shapes --attack {entry.name}{given} "
                 "--threat linf:0.03 --limit 64")
@@ -89,7 +81,10 @@ def example(entry: Any) -> str:
 
 
 def python_example(entry: Any) -> str:
-    """The same attack in Python."""
+    """The same method in Python."""
+    if entry.family == "explainer":
+        given = next((f":{o.default}" for o in entry.options() if o.name == "name"), "")
+        return f'rk.explain(model, x, "{entry.name}{given}").attribution().values'
     norm, eps = _radius(entry)
     if getattr(entry.cls, "free", False):  # classes of other libraries go by their text form
         given = next(o.default for o in entry.options() if o.name == "name")

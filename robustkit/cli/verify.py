@@ -8,7 +8,8 @@ from robustkit.cli.check import RUN
 def verify(run: RUN) -> None:
     """Load the stored adversarial inputs again and check every claim of the run; exit 4 if one does not hold.
 
-    The model and the data are loaded from where the run's config.yaml says they are.
+    The model and the data are loaded from where the run's config.yaml says they are. Of an explanation the files are
+    checked, by their hashes.
     """
     from rich.console import Console
 
@@ -17,7 +18,7 @@ def verify(run: RUN) -> None:
     from robustkit.run.folder import read_results
     from robustkit.run.verify import verify as check_claims
 
-    read_results(run)
+    read_results(run, kind=None)
     rows = check_claims(run)
     console = Console()
     for row in rows:

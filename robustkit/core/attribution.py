@@ -77,14 +77,16 @@ class Attribution:
         """(N,), the length of the standard error over that of the map."""
         if self.standard_error is None:
             return None
-        return self.standard_error.flatten(1).norm(dim=1) / self.values.flatten(1).norm(dim=1)
+        error, length = (t.flatten(1).square().sum(1) for t in (self.standard_error, self.values))
+        return (error / length).sqrt()
 
     @property
     def relative_residual(self) -> Tensor | None:
         """(N,), the size of the residual over that of what the values should add up to."""
         if self.residual is None:
             return None
-        return self.residual.abs() / (self.values.flatten(1).sum(1) - self.residual).abs()
+        due: Tensor = self.extras.get("difference", self.values.flatten(1).sum(1) - self.residual)
+        return self.residual.abs() / due.abs()
 
     def pixel_map(self, signed: bool | None = None) -> Tensor:
         """One value for each pixel, (N, H, W).
@@ -156,7 +158,7 @@ class Attribution:
         path = Path(path)
         file = path if path.suffix == ".npz" else path / f"{slug(self.method)}.npz"
         stream = io.BytesIO()
-        np.savez_compressed(stream, allow_pickle=False, **self._arrays())
+        np.savez_compressed(stream, **self._arrays())
         replace_file(file, stream.getvalue())
         written = [file]
         modes: tuple[Mode, ...] = ("heat", "overlay") if pictures and views.are_pictures(self) else ()
@@ -175,14 +177,16 @@ class Attribution:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: torch.from_numpy(stored[name]) for name in stored.files if name != "about"}
+                arrays: dict[str, Any] = {
+                    name: torch.from_numpy(stored[name]) for name in stored.files if name != "about"
+                }
                 about = json.loads(str(stored["about"]))
             extras = {name.partition("/")[2]: arrays.pop(name) for name in list(arrays) if name.startswith("extra/")}
             about |= {"cost": Cost(**about["cost"]), "bounds": Bounds(*about["bounds"])}
             for name in ("notes", "class_names"):
                 about[name] = None if about[name] is None else tuple(about[name])
             return cls(**about, **arrays, extras=extras)
-        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UsageError(
                 "cannot read the map", expected="an npz that save wrote", got=str(error), where=str(path)
             ) from error

@@ -58,13 +58,17 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """What a method found; see :class:`robustkit.core.attribution.Attribution` for the meaning of each."""
+    """What a method found; see :class:`robustkit.core.attribution.Attribution` for the meaning of each.
+
+    ``signed`` is said here where it depends on the options, and is else that of the method.
+    """
 
     values: Tensor
     residual: Tensor | None = None
     standard_error: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    signed: bool | None = None
 
 
 @method
@@ -125,7 +129,7 @@ class Explainer(ABC):
             standard_error=found.standard_error,
             extras=found.extras,
             notes=found.notes,
-            signed=self.signed,
+            signed=self.signed if found.signed is None else found.signed,
             cost=cost,
             class_names=model.class_names,
             bounds=model.bounds,

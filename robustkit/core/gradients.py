@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -59,8 +60,13 @@ class Engine:
 
     def __init__(self, model: Model, x: Tensor, target: Target, batch: int | None = None) -> None:
         self.model, self.target = model, target
-        self._fast = model.fast(x)
+        self._example = x[:1]
         self._batch = batch or default_batch(x)
+
+    @cached_property
+    def _fast(self) -> Model:
+        """Made when the first point is asked for: some methods need none."""
+        return self.model.fast(self._example)
 
     @property
     def batch(self) -> int:
@@ -108,7 +114,7 @@ class WeightedSum:
 
     def add(self, points: Points, value: Tensor, grad: Tensor) -> None:
         rows, share = _shares(points.sample, points.weight)
-        self.total.flatten(1)[rows] += share @ grad.flatten(1)
+        self.total.flatten(1)[rows] += _summed(share, grad.flatten(1))
         self.value[rows] += share @ value
 
 
@@ -131,8 +137,8 @@ class Moments:
         flat = grad.flatten(1)
         rows, share = _shares(points.sample, torch.ones_like(points.weight))
         added = share.sum(1)
-        mean = (share @ flat) / added[:, None]
-        squares = share @ (flat - mean[share.argmax(0)]).square_()
+        mean = _summed(share, flat) / added[:, None]
+        squares = _summed(share, (flat - mean[share.argmax(0)]).square_())
         before, old = self.count[rows][:, None], self.mean.flatten(1)[rows]
         step, total = mean - old, before + added[:, None]
         self.mean.flatten(1)[rows] = old + step * (added[:, None] / total)
@@ -189,3 +195,11 @@ def _shares(sample: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     share = weight.new_zeros((len(rows), len(sample)))
     share[place.to(weight.device), torch.arange(len(sample), device=weight.device)] = weight
     return rows.to(weight.device), share
+
+
+def _summed(share: Tensor, flat: Tensor) -> Tensor:
+    """``share @ flat``, (R, D), with what is not finite kept in its own row: in a product, 0 times NaN is NaN."""
+    sums: Tensor = share @ flat
+    if bool(sums.isfinite().all()):
+        return sums
+    return torch.stack([row[row != 0] @ flat[row != 0] for row in share])

@@ -238,6 +238,20 @@ class Model:
             class_names=self.class_names,
         )
 
+    def around(self, net: nn.Module) -> Model:
+        """Another network seen the same way: bounds, normalisation, task and passes; its cost counts here, too."""
+        twin = Model(
+            net,
+            task=self.task,
+            bounds=self.bounds,
+            preprocessing=self.preprocessing,
+            eot=self.eot,
+            name=self.name,
+            class_names=self.class_names,
+        )
+        twin._shared = self._shared
+        return twin
+
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
         """Shape of the outputs of one sample; found by running one sample, once for every input shape.
 

@@ -10,13 +10,14 @@ import ast
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -65,7 +66,7 @@ class Entry:
         """The method's own options, with defaults and help."""
         found: dict[str, FieldInfo] = getattr(self.cls, "__pydantic_fields__", {})
         return [
-            Option(name, _type_name(info), info.default, info.description)
+            Option(name, type_name(info.annotation), info.default, info.description)
             for name, info in found.items()
             if info.description
         ]
@@ -89,10 +90,10 @@ class Entry:
             return self.cls(**options)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "options"
+            name = str(first["loc"][0]) if first["loc"] else "options"
             raise UsageError(
                 f"{self.name} cannot take this {name}",
-                expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
+                expected=_wanted(error, first["loc"][:1]),
                 got=repr(first["input"]),
                 where=f"{self.name}:{name}=",
                 fix=f"See `robustkit show {self.family} {self.name}`.",
@@ -181,10 +182,26 @@ def _read(path: Path, module: str) -> Iterator[Listing]:
                 yield Listing(name, (ast.get_docstring(node) or "").partition("\n")[0], paper, module)
 
 
-def _type_name(info: FieldInfo) -> str:
-    annotation = info.annotation
-    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return name.replace("typing.", "").replace("Literal", "one of ").replace("NoneType", "none")
+def _wanted(error: ValidationError, place: tuple[int | str, ...]) -> str:
+    """What pydantic says that an option should be; every form of it, where there are several."""
+    said = [found["msg"] for found in error.errors() if found["loc"][:1] == place]
+    return " or ".join(dict.fromkeys(m.removeprefix("Input should be ").removeprefix("Value error, ") for m in said))
+
+
+def type_name(annotation: Any) -> str:
+    """A type as one would say it; what only Python can give, a function, is left out.
+
+    >>> type_name(Literal["ce", "dlr"]), type_name(float | None), type_name(Annotated[int, "> 0"] | Literal["auto"])
+    ('ce, dlr', 'float or null', 'int or auto')
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return ", ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(type_name(part) for part in parts if get_origin(part) is not Callable)
+    return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
 
 
 def is_free(cls: type) -> bool:
@@ -199,6 +216,15 @@ def options_of(method: Any) -> dict[str, Any]:
     return {**found, **{k: _plain(v) for k, v in method.options.items()}} if is_free(type(method)) else found
 
 
+def text_of(registry: Registry, method: Any, leave_out: Collection[str] = ()) -> str:
+    """``pgd:steps=20``: the name and the options that are not the defaults; all of a method of another library."""
+    given = {name: value for name, value in options_of(method).items() if name not in leave_out}
+    if not is_free(type(method)):
+        defaults = {f.name: getattr(f.default, "default", f.default) for f in dataclasses.fields(method)}
+        given = {name: value for name, value in given.items() if value != defaults[name]}
+    return str(MethodSpec(registry.entry_of(method).name, given))
+
+
 def _plain(value: Any) -> Any:
     """A value as files and the text form hold it: what is neither a finite number nor a word is spelt out.
 
@@ -207,4 +233,6 @@ def _plain(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
+    if hasattr(value, "shape"):  # a tensor is named, not spelt out
+        return " ".join([type(value).__name__, *map(str, value.shape)])
     return " ".join(re.findall(r"[\w.+/-]+", str(value)))

@@ -137,6 +137,22 @@ class MethodSpec:
         return self.name + (":" + ",".join(parts) if parts else "")
 
 
+def split_methods(text: str) -> list[str]:
+    """The methods of a list; their options are parted by commas, too: what has the form ``key=value`` is an option.
+
+    >>> split_methods("smoothgrad:samples=20,noise_level=0.1, xrai,captum:Saliency,abs=false,gradient")
+    ['smoothgrad:samples=20,noise_level=0.1', 'xrai', 'captum:Saliency,abs=false', 'gradient']
+    """
+    found: list[str] = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, _ = piece.partition("=")
+        if found and ((equals and ":" not in key) or (found[-1].endswith(":") and piece[0].isupper())):
+            found[-1] += ("" if found[-1].endswith(":") else ",") + piece
+        else:
+            found.append(piece)
+    return found
+
+
 def unreadable(part: object, text: str) -> UsageError:
     """What to raise for a piece of a method's text that is no option."""
     return UsageError(

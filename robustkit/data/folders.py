@@ -76,6 +76,9 @@ class FolderData(Data):
         x = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, dtype=torch.uint8)
         return inputs(x, ids, self.name), torch.tensor([picture.label for picture in chosen], dtype=torch.int64)
 
+    def picture_file(self, sample: int) -> Path:
+        return self._root / self._pictures[sample].file
+
     def fingerprint(self) -> str:
         """A sha256 over every file's name, size and label, the bytes of the first 1,000, and how they are resized."""
         return self._sha256

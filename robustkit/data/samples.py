@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ class Data(ABC):
         Raises:
             UsageError: a sample that cannot be read or holds NaN or infinity.
         """
+
+    def picture_file(self, sample: int) -> Path | None:
+        """The picture that a sample was made of, where it lies in a file."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+EVALUATION = "evaluation"
 MAJOR = "1"
 """Major version of ``results.json`` that the reports understand; minor versions only add keys."""
 
@@ -66,7 +67,7 @@ class RunFiles:
                 )
             raise UsageError(
                 "no run there",
-                expected="a folder that `robustkit evaluate` wrote",
+                expected="a folder that `robustkit evaluate` or `robustkit explain` wrote",
                 where=str(folder),
                 fix="Its last line of output is the folder's path.",
             )
@@ -82,14 +83,17 @@ class RunFiles:
         return cls(folder, results, _read_object(folder / "run.json") or {}, _read_text(folder / "config.yaml"))
 
     def checked(self) -> RunFiles:
-        """The same run, once its files have the shape that every report relies on.
+        """The same run, once its files have the shape that every report of an evaluation relies on.
 
         Raises:
-            UsageError: something is missing in them, or of another type; says where.
+            UsageError: another kind of run; something is missing in its files, or of another type; says where.
         """
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
 
+        kind = self.results.get("kind", EVALUATION)
+        if kind != EVALUATION:
+            raise UsageError(f"this run is an {kind}", expected=f"an {EVALUATION}", where=str(self.path))
         for name, value, schema in (("results.json", self.results, load_schema()), ("run.json", self.run, HEADER)):
             faults = Draft202012Validator(schema).iter_errors(value)
             error = best_match(f for f in faults if f.validator != "additionalProperties")  # minor versions add keys

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from robustkit.report import dense, images, plots, text
 from robustkit.report.files import RunFiles
 from robustkit.report.pages import pages
-from robustkit.report.tables import class_names, median_of
+from robustkit.report.tables import class_names
+from robustkit.report.templates import command_lines, environment, style
 
 MATRIX_CLASSES = 20
 PAIRS = 15
@@ -28,16 +26,16 @@ def render(run: RunFiles) -> str:
     """The whole page."""
     r = run.results
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             r=r,
             run=run.run,
-            command=_command(run.run.get("command") or []),
+            command=command_lines(run.run.get("command") or []),
             config=run.config_text,
             seed=_seed(run.config_text),
             stamps=text.stamps(r),
-            css=_css(),
+            css=style(),
             levels=_levels(r),
             curve=_curve(r),
             minimum=_minimum(r),
@@ -54,35 +52,7 @@ def render(run: RunFiles) -> str:
 
 def fragment(results: Mapping[str, Any]) -> str:
     """The first block of the page, for notebooks."""
-    return _environment().get_template("fragment.html.j2").render(r=results, stamps=text.stamps(results), css=_css())
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("robustkit.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        median_of=median_of, percent=text.percent,
-        measure=text.measure,
-        headline=text.headline,
-        between=text.between,
-        number=text.number,
-        duration=text.duration,
-        memory=text.memory,
-    )
-    return environment
-
-
-@lru_cache(maxsize=1)
-def _css() -> Markup:
-    loader = _environment().loader
-    assert loader is not None
-    return Markup(loader.get_source(_environment(), "report.css")[0])  # ours, not a user's
+    return environment().get_template("fragment.html.j2").render(r=results, stamps=text.stamps(results), css=style())
 
 
 def _curve(r: Mapping[str, Any]) -> Markup | None:
@@ -98,22 +68,6 @@ def _minimum(r: Mapping[str, Any]) -> Markup | None:
     """The curves of the minimum-norm attacks, each from one run."""
     found = {a["label"]: a["minimum"]["points"] for a in r["attacks"] if a["minimum"]}
     return Markup(plots.curves(found, eps=r["threat"]["eps"], norm=r["threat"]["norm"])) if found else None
-
-
-def _command(argv: Sequence[str]) -> str:
-    """A command to paste into a shell, an option a line.
-
-    >>> print(_command(["robustkit", "evaluate", "m.py:net", "--limit", "8", "--out", "a run"]))
-    robustkit evaluate m.py:net \\
-      --limit 8 \\
-      --out 'a run'
-    """
-    lines: list[list[str]] = [[]]
-    for word in argv:
-        if word.startswith("--"):
-            lines.append([])
-        lines[-1].append(word)
-    return " \\\n  ".join(map(shlex.join, lines))
 
 
 def _seed(config: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 COLOURS = {"#010101": "currentColor", "#020202": "var(--robust)", "#030303": "var(--muted)", "#040404": "var(--broken)"}
@@ -19,6 +20,8 @@ STATES = ("robust", "broken", "wrong")
 """What a sample can be, by its code 0, 1, 2; the names of the style sheet's colours."""
 COLUMNS = 600
 LINES = ("-", "--", ":", "-.")
+HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of lines that have no meaning of their own, told apart with any colour vision and on light and dark."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustkit",
@@ -60,6 +63,25 @@ def curves(
         _mark(axes, eps, left=eps < 0.6 * axes.get_xlim()[1])
         axes.legend(frameon=False, loc="upper right", labelcolor=INK)
         return _svg(figure, "Robust accuracy against eps, from minimum-norm attacks")
+
+
+def cascade(lines: Mapping[str, Sequence[float | None]]) -> str:
+    """Similarity of a map with the original against the number of layers drawn anew, a line for each method."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10.8, 3.7))
+        axes = figure.add_subplot()
+        for k, (label, values) in enumerate(lines.items()):
+            y = [np.nan if value is None else value for value in values]
+            style, hue = LINES[k // len(HUES) % len(LINES)], HUES[k % len(HUES)]
+            axes.plot(range(1, len(y) + 1), y, ls=style, color=hue, lw=1.8, marker="o", ms=3.5, label=label)
+        _frame(axes, "layers drawn anew, from the outputs down", "rank correlation")
+        lowest = min((value for values in lines.values() for value in values if value is not None), default=0.0)
+        axes.set(ylim=(min(-0.5, lowest - 0.05), 1.05), yticks=(-0.5, 0, 0.5, 1))
+        axes.axhline(0, color=MUTED, lw=0.9, ls=(0, (1, 2)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for entry in axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelcolor=INK).get_texts():
+            entry.set_parse_math(False)
+        return _svg(figure, "Similarity under randomised weights")
 
 
 def strip(states: NDArray[np.int64], columns: int = COLUMNS) -> str:

@@ -18,9 +18,9 @@ def _html(run: RunFiles) -> str:
     return render(run)
 
 
-RESULTS = "results.json"
+RESULTS, PAGE = "results.json", "report.html"
 FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
-    "html": ("report.html", _html),
+    "html": (PAGE, _html),
     "md": ("report.md", markdown.render),
     "junit": ("junit.xml", junit.render),
 }
@@ -54,6 +54,19 @@ def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summa
     if summary:
         markdown.append_job_summary(markdown.render(run))
     return written
+
+
+def write_page(run_dir: str | Path) -> Path:
+    """Write the page of an explanation and return its path; it has no other report.
+
+    Raises:
+        UsageError: the folder holds no explanation, or one whose results are damaged.
+    """
+    from robustkit.report.explain import render
+
+    folder = Path(run_dir)
+    replace_file(folder / PAGE, render(folder).encode("utf-8", errors="replace"))
+    return folder / PAGE
 
 
 def _write(run: RunFiles, name: str) -> str:

@@ -3,45 +3,47 @@
 Nothing here imports torch.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StrictBool, StrictStr, field_validator, model_validator
 
-from robustkit.core.errors import RobustkitError, UsageError, near
+from robustkit.core.errors import UsageError
 from robustkit.core.specs import Fraction, MethodSpec, ThreatSpec
 from robustkit.run.gates import parse_gate
-from robustkit.run.sources import absolute_path, absolute_source
-from robustkit.run.yaml_file import read_yaml
+from robustkit.run.options import (
+    Count,
+    Device,
+    Numbers,
+    RunConfig,
+    Seed,
+    Text,
+    canonical_task,
+    check_range,
+    config_digest,
+    difference,
+    dump_config,
+    load_options,
+)
 
-WITHOUT_EFFECT = frozenset({"progress", "max_minutes", "fail_under"})
-"""Options that change no figure: they are in no digest, and a run may be continued with others."""
-
-TASK_NAMES = ("classification", "segmentation", "regression")
-
-Text = Annotated[StrictStr, Field(min_length=1, pattern=r"\S")]
-Numbers = Annotated[tuple[Fraction, ...], Field(min_length=1)]
-Count = Annotated[StrictInt, Field(ge=1)]
+__all__ = ["EvaluateConfig", "config_digest", "config_warnings", "difference", "dump_config", "load_config"]
 
 
-class EvaluateConfig(BaseModel):
-    """All options of ``robustkit evaluate``. The description of a field says what it expects, in messages too."""
+class EvaluateConfig(RunConfig):
+    """All options of ``robustkit evaluate``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str] = "evaluation"
+    mark: ClassVar[str] = "threat"
+    without_effect: ClassVar[frozenset[str]] = frozenset({"progress", "max_minutes", "fail_under"})
+    extra: ClassVar[tuple[str, ...]] = ("eps_scale",)
+    sources: ClassVar[tuple[str, ...]] = ("model", "data", "surrogate")
+    missing: ClassVar[Mapping[str, str]] = {
+        "model": "Write `robustkit evaluate MODEL ...`, or `model:` in the file; `robustkit list models` shows some.",
+        "data": "Add --data, or `data:` in the file; `robustkit list data` shows some.",
+        "attacks": "Add --attack pgd:steps=20, or `attacks:` in the file; `robustkit list attacks` shows all.",
+        "threat": "Add --threat linf:8/255, or `threat:` in the file; `robustkit list threats` shows the norms.",
+    }
 
     model: Text = Field(description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID or path.py:factory")
     data: Text = Field(description="demo:NAME, folder:DIR, npz:FILE, hf:ID or path.py:factory")
@@ -51,7 +53,7 @@ class EvaluateConfig(BaseModel):
     threat: StrictStr = Field(description="a norm and a radius such as linf:8/255")
     stages: tuple[Text, ...] | None = Field(None, description="a list of stages of a suite such as apgd-ce")
     limit: Count | None = Field(None, description="a whole number of samples >= 1")
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] = Field(0, description="a whole number from 0 to 2^63 - 1")
+    seed: Seed = Field(0, description="a whole number from 0 to 2^63 - 1")
     batch_size: Literal["auto"] | Count = Field("auto", description="auto or a whole number >= 1")
     weights: Path | None = Field(None, description="a file: .safetensors, or .pt with nothing but tensors")
     mean: Numbers | None = Field(None, description="a list of numbers, one per channel")
@@ -65,9 +67,7 @@ class EvaluateConfig(BaseModel):
     curve: StrictBool = Field(False, description="true or false")
     force: StrictBool = Field(False, description="true or false")
     fail_under: tuple[StrictStr, ...] = Field((), description="a list of gates such as robust_accuracy=0.45")
-    device: Annotated[StrictStr, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] | None = Field(
-        None, description="cpu, mps, cuda or cuda:N"
-    )
+    device: Device | None = Field(None, description="cpu, mps, cuda or cuda:N")
     eot: Count = Field(1, description="a whole number of forward passes >= 1")
     max_minutes: Annotated[Fraction, Field(gt=0)] | None = Field(None, description="a number of minutes > 0")
     progress: Literal["none", "plain", "rich"] | None = Field(None, description="none, plain or rich")
@@ -84,12 +84,7 @@ class EvaluateConfig(BaseModel):
     @field_validator("task")
     @classmethod
     def _canonical_task(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        spec = MethodSpec.parse(value)
-        if spec.name not in TASK_NAMES:
-            raise UsageError(f"unknown task {spec.name!r}", where="task", fix=near(spec.name, TASK_NAMES))
-        return str(spec)
+        return canonical_task(value)
 
     @field_validator("threat")
     @classmethod
@@ -103,18 +98,27 @@ class EvaluateConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.bounds and not self.bounds[0] < self.bounds[1]:
-            raise UsageError("bounds are empty", expected="low < high", got=str(self.bounds), where="bounds")
-        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise UsageError(
-                "mean and std go together",
-                expected="both, with as many numbers each",
-                got=f"mean {self.mean} and std {self.std}",
-                where="mean, std",
-            )
-        if self.std and min(self.std) <= 0:
-            raise UsageError("std must be positive", expected="numbers > 0", got=str(self.std), where="std")
+        check_range(self.bounds, self.mean, self.std)
         return self
+
+    @classmethod
+    def worked_in(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The values with ``eps_scale`` worked into the threat."""
+        rest = dict(values)
+        scale = rest.pop("eps_scale", None)
+        if scale is None or not isinstance(rest.get("threat"), str):
+            return rest
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+            raise UsageError(
+                "eps_scale cannot be used", expected="a number > 0 such as 255", got=repr(scale), where=where
+            )
+        rest["threat"] = str(ThreatSpec.parse(rest["threat"], float(scale)))
+        return rest
+
+    @property
+    def stem(self) -> str:
+        """The name of the model."""
+        return self.model.rpartition("/")[2]
 
     @property
     def threat_spec(self) -> ThreatSpec:
@@ -128,38 +132,14 @@ class EvaluateConfig(BaseModel):
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any]) -> EvaluateConfig:
-    """Read a configuration file (if any) and lay the command line over it; an override of None counts as not given.
+    """The options of an evaluation, see :func:`robustkit.run.options.load_options`.
 
-    Relative paths in the file are taken from the file's folder, those in ``overrides`` from the current folder;
-    both become absolute, so that the stored configuration works from anywhere. ``eps_scale`` (in either place)
-    divides the radius of the threat and is gone afterwards.
+    ``eps_scale`` (in the file or the overrides) divides the radius of the threat and is gone afterwards.
 
     Raises:
         UsageError: the file cannot be read, an unknown key (with the nearest name), a value of the wrong kind.
     """
-    where = str(path) if path else "command line"
-    stored = _located(_scaled(_known(read_yaml(path), where), where), path.resolve().parent) if path else {}
-    given = _known({key: value for key, value in overrides.items() if value is not None}, "command line")
-    given = _located(given, Path.cwd())
-    merged = {**stored, **given}
-    return validated(_scaled(merged, "command line"), where)
-
-
-def dump_config(config: EvaluateConfig) -> str:
-    """YAML with every option, in the order of the schema; :func:`load_config` reads it back to an equal value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=1000)
-
-
-def config_digest(config: EvaluateConfig) -> str:
-    """SHA-256 over the options that can change a figure (all but :data:`WITHOUT_EFFECT`)."""
-    text = json.dumps(_effective(config), sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def difference(old: EvaluateConfig, new: EvaluateConfig) -> list[str]:
-    """The options that differ and matter, as lines such as ``seed: 0 -> 1``."""
-    before, after = _effective(old), _effective(new)
-    return [f"{key}: {_shown(before[key])} -> {_shown(after[key])}" for key in before if before[key] != after[key]]
+    return load_options(EvaluateConfig, path, overrides)
 
 
 def config_warnings(config: EvaluateConfig) -> list[str]:
@@ -187,85 +167,3 @@ def config_warnings(config: EvaluateConfig) -> list[str]:
 
 def _in_255(eps: float) -> str:
     return f"{eps:g}/255" if eps < 255 else "8/255"
-
-
-def _known(values: Any, where: str) -> dict[str, Any]:
-    """The mapping, if all its keys are options."""
-    known = [*EvaluateConfig.model_fields, "eps_scale"]
-    if not isinstance(values, Mapping):
-        raise UsageError(
-            "a configuration is a mapping of options",
-            expected="lines such as `model: demo:mnist-robust`",
-            got=type(values).__name__,
-            where=where,
-        )
-    for key in values:
-        if key not in known:
-            raise UsageError(f"unknown option {key!r}", where=where, fix=near(str(key), known))
-    return dict(values)
-
-
-def _scaled(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values with ``eps_scale`` worked into the threat."""
-    rest = dict(values)
-    scale = rest.pop("eps_scale", None)
-    if scale is None or not isinstance(rest.get("threat"), str):
-        return rest
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-        raise UsageError("eps_scale cannot be used", expected="a number > 0 such as 255", got=repr(scale), where=where)
-    rest["threat"] = str(ThreatSpec.parse(rest["threat"], float(scale)))
-    return rest
-
-
-def _located(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with relative paths made absolute from ``folder``."""
-    found = dict(values)
-    for key in ("model", "data", "surrogate"):
-        if isinstance(found.get(key), str):
-            found[key] = absolute_source(found[key], folder)
-    if isinstance(found.get("weights"), (str, Path)):
-        found["weights"] = absolute_path(str(found["weights"]), folder)
-    return found
-
-
-def validated(values: Mapping[str, Any], where: str) -> EvaluateConfig:
-    """A configuration from plain values; ``where`` names their origin in messages.
-
-    Raises:
-        UsageError: the first value that cannot be used, or one that is missing.
-    """
-    try:
-        return EvaluateConfig(**values)
-    except ValidationError as error:
-        raise _one_message(error, where) from None
-
-
-def _one_message(error: ValidationError, where: str) -> RobustkitError:
-    """The first complaint, as this project words them."""
-    first = error.errors()[0]
-    name = ".".join(map(str, first["loc"][:1]))
-    own = first.get("ctx", {}).get("error")
-    if isinstance(own, RobustkitError):
-        place = name if own.where == "number" else own.where
-        return UsageError(own.what, expected=own.expected, got=own.got, where=place, fix=own.fix)
-    expected = EvaluateConfig.model_fields[name].description or ""
-    if first["type"] == "missing":
-        return UsageError(f"no {name} given", expected=expected, where=where, fix=_MISSING[name])
-    fix = f"Write a list: {name}: [...]." if first["type"] == "tuple_type" else ""
-    return UsageError(f"{name} cannot be used", expected=expected, got=repr(first["input"])[:200], where=where, fix=fix)
-
-
-_MISSING = {
-    "model": "Write `robustkit evaluate MODEL ...`, or `model:` in the file; `robustkit list models` shows some.",
-    "data": "Add --data, or `data:` in the file; `robustkit list data` shows some.",
-    "attacks": "Add --attack pgd:steps=20, or `attacks:` in the file; `robustkit list attacks` shows all.",
-    "threat": "Add --threat linf:8/255, or `threat:` in the file; `robustkit list threats` shows the norms.",
-}
-
-
-def _effective(config: EvaluateConfig) -> dict[str, Any]:
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in WITHOUT_EFFECT}
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -30,10 +30,10 @@ from robustkit.core.files import (
     replace_file,
     writing,
 )
-from robustkit.run.config import EvaluateConfig, config_digest, dump_config
 from robustkit.run.folder import check_folder, finished, read_results
 from robustkit.run.lock import RunLock
 from robustkit.run.manifest import write_manifest
+from robustkit.run.options import RunConfig, config_digest, dump_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ SCHEMA_VERSION = "1.0"
 
 
 class RunDirectory:
-    """One evaluation on disk, held by one process. Use it in a ``with``; leaving it gives the lock back.
+    """One run on disk, held by one process. Use it in a ``with``; leaving it gives the lock back.
 
     Attributes:
         path: the folder, absolute.
@@ -52,13 +52,13 @@ class RunDirectory:
         resumed: the folder held a run before this process came.
     """
 
-    def __init__(self, path: Path, config: EvaluateConfig, lock: RunLock) -> None:
+    def __init__(self, path: Path, config: RunConfig, lock: RunLock) -> None:
         self.path, self.config, self.resumed = path, config, False
         self._lock = lock
         self._ids: dict[str, set[int]] = {}
 
     @classmethod
-    def open(cls, path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> RunDirectory:
+    def open(cls, path: Path, config: RunConfig, header: Mapping[str, Any]) -> RunDirectory:
         """Create the folder, or go on with the run in it.
 
         ``header`` is what ``run.json`` records besides the configuration: "command", "versions", "platform",

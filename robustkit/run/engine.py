@@ -7,8 +7,7 @@ after a kill is the same code as running through. ``results.json`` is a function
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +21,7 @@ from robustkit.run.gallery import gallery
 from robustkit.run.plan import Plan
 from robustkit.run.preflight import preflight
 from robustkit.run.progress import Progress
+from robustkit.run.session import recall_memory, remember_memory, timed, times
 from robustkit.run.stages import CLEAN, attack_stage, clean_stage, samples_file
 from robustkit.run.summary import robust_share, summarise
 
@@ -60,12 +60,12 @@ def execute(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Prog
     began = time.time()
     if run.read_json("preflight.json") is None:
         run.write_json("preflight.json", first)
-    plan.model.chunk = (run.read_json("batch.json") or {}).get("chunk", plan.model.chunk)
+    recall_memory(plan.model, run)
     complete = _chunks(plan, run, progress, _deadline(plan))
     if complete:
         _diagnostics(plan, run, first, progress)
     results = summarise(plan, run, complete=complete)
-    results["times"] = _times(run, began)
+    results["times"] = times(run, began)
     run.write_json("results.json", results)
     return results
 
@@ -90,24 +90,18 @@ def _chunks(plan: Plan, run: RunDirectory, progress: Progress, late: Callable[[]
             rows = attack_stage(plan, run, k, chunk, clean, before)
             broken[k] |= {row["id"] for row in rows if row["success"]}
             progress.advance(label, len(chunk), robust_share(clean, set().union(*broken), chunk.stop))
-        _remember_memory(plan, run)
+        remember_memory(plan.model, run)
     return True
-
-
-def _remember_memory(plan: Plan, run: RunDirectory) -> None:
-    """How many samples fit into memory, once it has run out."""
-    if plan.model.chunk is not None and run.read_json("batch.json") != {"chunk": plan.model.chunk}:
-        run.write_json("batch.json", {"chunk": plan.model.chunk})
 
 
 def _diagnostics(plan: Plan, run: RunDirectory, first: dict[str, Any], progress: Progress) -> None:
     """What the attacks have left to say: tests of the number itself, the curve, pictures."""
     if plan.config.curve:
-        with _timed(run, "curve"):
+        with timed(run, "curve"):
             curve_stage(plan, run, progress)
     if run.read_json("diagnostics.json") is None:
         progress.start("diagnostics", 1)
-        with _timed(run, "diagnostics"), plan.model.metered() as cost:
+        with timed(run, "diagnostics"), plan.model.metered() as cost:
             rows = diagnose(gather(plan, run))
         run.write_json("diagnostics.json", {"rows": [row.to_json() for row in rows], "cost": asdict(cost)})
         progress.advance("diagnostics", 1)
@@ -115,51 +109,7 @@ def _diagnostics(plan: Plan, run: RunDirectory, first: dict[str, Any], progress:
         gallery(plan, run)
 
 
-@contextmanager
-def _timed(run: RunDirectory, stage: str) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    run.log("chunk", stage=stage, seconds=time.monotonic() - began)
-
-
 def _deadline(plan: Plan) -> Callable[[], bool]:
     minutes = plan.config.max_minutes
     end = None if minutes is None else time.monotonic() + 60 * minutes
     return lambda: end is not None and time.monotonic() >= end
-
-
-def _times(run: RunDirectory, began: float) -> dict[str, Any]:
-    """When and how long; the only part of the results that differs between two identical runs."""
-    stages: dict[str, float] = {}
-    for event in run.rows("log"):
-        if event["event"] == "chunk":
-            stages[event["stage"]] = stages.get(event["stage"], 0.0) + event["seconds"]
-    finished = time.time()
-    return {
-        "started": (run.read_json("run.json") or {}).get("created"),
-        "finished": _iso(finished),
-        "seconds": sum(stages.values()),
-        "last_session_seconds": finished - began,
-        "stages": stages,
-        "peak_memory_bytes": _peak_memory(),
-    }
-
-
-def _iso(seconds: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _peak_memory() -> int | None:
-    """Most memory held by this process (on CUDA by tensors), in bytes; None where the system does not tell."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-        import sys
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,15 @@ from torch import nn
 
 from robustkit.core.attack import Attack
 from robustkit.core.errors import UsageError
-from robustkit.core.files import read_json
+from robustkit.core.files import read_json, unsynced
 from robustkit.core.model import Model, wrap
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data, open_data
-from robustkit.run.config import EvaluateConfig, config_warnings, validated
+from robustkit.run.config import EvaluateConfig, config_warnings
 from robustkit.run.directory import RunDirectory
 from robustkit.run.engine import check_first, execute
 from robustkit.run.facts import header
+from robustkit.run.options import validated
 from robustkit.run.plan import Plan, build_attacks, label_of, passes_of
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.result import Result
@@ -98,11 +100,11 @@ def evaluate(
         "eot": wrapped.eot,
         "surrogate": surrogate and f"python:{surrogate.name}",
     }
-    config = validated(options, "evaluate")
+    config = validated(EvaluateConfig, options, "evaluate")
     plan = Plan(wrapped, as_data(data, limit=limit), built, where, config, surrogate)
     folder = Path(tempfile.mkdtemp(prefix="robustkit-") if out is None else out)
     try:
-        with make_progress(progress) as shown:
+        with make_progress(progress) as shown, nullcontext() if out is not None else unsynced():
             results = _journey(plan, folder, ["python"], shown, reports=out is not None)
     except BaseException:
         if out is None:
@@ -145,7 +147,7 @@ def plan_from(config: EvaluateConfig) -> Plan:
 def _journey(plan: Plan, folder: Path, command: list[str], progress: Progress, *, reports: bool) -> dict[str, Any]:
     stored = read_json(folder / "preflight.json") if folder.is_dir() else None
     first = check_first(plan, stored, progress)
-    with RunDirectory.open(folder, plan.config, header(plan, command)) as directory:
+    with RunDirectory.open(folder, plan.config, header(plan.model, plan.data, command)) as directory:
         if directory.finished:
             progress.note(f"the run in {directory.path} is finished: nothing to do")
             results: dict[str, Any] = directory.read_json("results.json")

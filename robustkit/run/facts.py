@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 import robustkit
 from robustkit.core.model import Model
 from robustkit.core.task import Classification
-from robustkit.run.plan import Plan
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "safetensors")
 
 
-def model_facts(plan: Plan) -> dict[str, Any]:
-    """The model, as results and reports describe it."""
-    model = plan.model
-    x, _ = plan.inputs([0])
+class Named(Protocol):
+    """What is recorded of data."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str: ...
+
+
+def model_facts(model: Model, x: Tensor, classes: Sequence[str] | None) -> dict[str, Any]:
+    """The model, as results and reports describe it.
+
+    Args:
+        model: the model.
+        x: a batch, for the shapes of inputs and outputs.
+        classes: names in the data, for models that know none.
+    """
     shape = model.output_shape(x)
-    names = model.class_names or plan.data.classes
+    names = model.class_names or classes
     return {
         "name": model.name,
         "task": model.task.name,
@@ -48,18 +62,18 @@ def state_hash(model: Model) -> str:
     return model.state_sha256()
 
 
-def header(plan: Plan, command: list[str]) -> dict[str, Any]:
+def header(model: Model, data: Named, command: list[str]) -> dict[str, Any]:
     """What ``run.json`` holds besides the configuration."""
     return {
         "command": command,
         "versions": versions(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(plan.model.device)
-        if plan.model.device.type == "cuda"
+        "device": torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
         else platform.processor() or "cpu",
         "git": git_state(),
-        "model": {"name": plan.model.name, "sha256": state_hash(plan.model)},
-        "data": {"name": plan.data.name, "sha256": plan.data.fingerprint()},
+        "model": {"name": model.name, "sha256": state_hash(model)},
+        "data": {"name": data.name, "sha256": data.fingerprint()},
     }
 
 

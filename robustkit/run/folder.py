@@ -12,35 +12,47 @@ from typing import Any
 
 from robustkit.core.errors import UsageError
 from robustkit.core.files import read_json, slug, writing
-from robustkit.run.config import EvaluateConfig, config_digest, difference, load_config
 from robustkit.run.manifest import UNLISTED, listed
+from robustkit.run.options import RunConfig, config_digest, difference, load_options
+from robustkit.run.yaml_file import read_yaml
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """The results of the run in a folder.
+def kind_of(results: Mapping[str, Any]) -> str:
+    """The kind of run that results are of."""
+    return str(results.get("kind", "evaluation"))
+
+
+def read_results(path: Path, kind: str | None = "evaluation") -> dict[str, Any]:
+    """The results of the run in a folder, which must be of this kind; of any where it is None.
 
     Raises:
-        UsageError: no such folder, no results in it (yet), or they are damaged.
+        UsageError: no such folder, no results in it (yet), they are damaged, or of another kind.
     """
     results = read_json(path / "results.json")
+    if isinstance(results, dict) and kind not in (None, kind_of(results)):
+        raise UsageError(
+            f"this run is an {kind_of(results)}", expected=f"an {kind}", where=str(path), fix="Name another folder."
+        )
     if isinstance(results, dict):
         return results
     if not (path / "config.yaml").is_file():
         raise UsageError(
             "no run there",
-            expected="a folder that `robustkit evaluate` wrote",
+            expected="a folder that `robustkit evaluate` or `robustkit explain` wrote"
+            if kind is None
+            else f"the folder of an {kind}",
             where=str(path),
             fix="Its last line of output is the folder's path.",
         )
     raise UsageError("the run has no results yet", where=str(path), fix="Give its command again: it goes on.")
 
 
-def default_folder(parent: Path, config: EvaluateConfig) -> Path:
+def default_folder(parent: Path, config: RunConfig) -> Path:
     """Where a run goes whose folder nobody named: on with an unfinished one of the same options, or a new one.
 
     A new one is the first free ``PARENT/DATE_MODEL_N``; the folder is not made.
     """
-    name = slug(config.model.rpartition("/")[2])
+    name = slug(config.stem)
     for folder in sorted(parent.glob(f"*_{name}_*"), key=lambda path: path.stat().st_mtime, reverse=True):
         if _unfinished(folder, config):
             return folder
@@ -51,10 +63,10 @@ def default_folder(parent: Path, config: EvaluateConfig) -> Path:
     return parent / f"{stem}_{number}"
 
 
-def _unfinished(folder: Path, config: EvaluateConfig) -> bool:
+def _unfinished(folder: Path, config: RunConfig) -> bool:
     """Whether the folder holds a run of these options that can go on; one that is damaged is not ours to judge."""
     try:
-        stored = load_config(folder / "config.yaml", {})
+        stored = load_options(type(config), folder / "config.yaml", {})
         return config_digest(stored) == config_digest(config) and not finished(folder)
     except UsageError:
         return False
@@ -70,7 +82,7 @@ def finished(folder: Path) -> bool:
     return bool(results and results.get("complete")) and listed(folder, "results.json")
 
 
-def check_folder(path: Path, config: EvaluateConfig, header: Mapping[str, Any] | None = None) -> None:
+def check_folder(path: Path, config: RunConfig, header: Mapping[str, Any] | None = None) -> None:
     """Whether a run of these options (and of the model and data in the header) may go there; writes nothing.
 
     Raises:
@@ -94,9 +106,18 @@ def check_folder(path: Path, config: EvaluateConfig, header: Mapping[str, Any] |
         )
 
 
-def _compare(path: Path, config: EvaluateConfig, header: Mapping[str, Any]) -> None:
+def _compare(path: Path, config: RunConfig, header: Mapping[str, Any]) -> None:
     """Refuse to go on with a run of other options, another model or other data."""
-    changes = difference(load_config(path / "config.yaml", {}), config)
+    stored = path / "config.yaml"
+    found = read_yaml(stored)
+    if isinstance(found, Mapping) and config.mark not in found:
+        raise UsageError(
+            "the folder holds a run of another kind",
+            expected=f"an {config.kind}",
+            where=str(path),
+            fix="Give another folder with --out.",
+        )
+    changes = difference(load_options(type(config), stored, {}), config)
     old = read_json(path / "run.json") or {}
     for part in ("model", "data"):
         before, now = (_fingerprint(source, part) for source in (old, header))

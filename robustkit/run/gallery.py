@@ -21,14 +21,15 @@ def gallery(plan: Plan, run: RunDirectory) -> None:
     """Write ``gallery.json`` and ``gallery.safetensors``: broken samples of as many classes as there are."""
     if is_dense(plan.model.task):
         dense_gallery(plan, run)
-    chosen = _choose(plan, run) if isinstance(plan.model.task, Classification) else []
+    chosen = broken_samples(plan, run, SIZE) if isinstance(plan.model.task, Classification) else []
     tensors: dict[str, Tensor] = {}
     entries = []
-    for i, k, label in chosen:
+    for i, k in chosen:
         chunk = next(c for c in plan.chunks() if i in c)
         stored = run.read_tensors(tensors_file(plan, k, chunk))
         adversarial = stored["adversarial"][stored["ids"].tolist().index(i)].to(plan.model.device)
-        x = plan.inputs([i])[0][0]
+        (x,), y = plan.inputs([i])
+        label = int(y[0])
         tensors[f"original/{i}"], tensors[f"adversarial/{i}"] = x.float(), adversarial.float()
         entries.append(
             {
@@ -44,20 +45,20 @@ def gallery(plan: Plan, run: RunDirectory) -> None:
     run.write_json("gallery.json", entries)
 
 
-def _choose(plan: Plan, run: RunDirectory) -> list[tuple[int, int, int]]:
-    """(id, attack, label): the first broken sample of each class, then the next ones."""
-    broken: dict[int, tuple[int, int, int]] = {}
+def broken_samples(plan: Plan, run: RunDirectory, count: int) -> list[tuple[int, int]]:
+    """(id, attack) of some broken samples: the first of each class, then the next ones."""
+    broken: dict[int, tuple[int, int]] = {}
+    rank: dict[int, int] = {}
     for k in range(len(plan.attacks)):
         for row in run.rows(samples_file(plan, k)):
             if row["success"]:
-                broken.setdefault(row["id"], (row["id"], k, row["label"]))
-    rank: dict[int, int] = {}
+                broken.setdefault(row["id"], (k, row.get("label", 0)))
     order = []
     for i in sorted(broken):
-        label = broken[i][2]
+        label = broken[i][1]
         rank[label] = rank.get(label, -1) + 1
         order.append((rank[label], i))
-    return [broken[i] for _, i in sorted(order)[:SIZE]]
+    return [(i, broken[i][0]) for _, i in sorted(order)[:count]]
 
 
 def _distances(delta: Tensor) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,7 +15,7 @@ from robustkit.core.errors import UsageError
 from robustkit.core.files import slug
 from robustkit.core.keyed import Draws
 from robustkit.core.model import Model
-from robustkit.core.registry import is_free, options_of
+from robustkit.core.registry import text_of
 from robustkit.core.specs import MethodSpec
 from robustkit.core.suite import Suite
 from robustkit.core.task import Classification
@@ -59,14 +59,7 @@ class Plan:
     surrogate: Model | None = None
 
     def __post_init__(self) -> None:
-        if self.model.device.type == "meta":
-            raise UsageError(
-                "the model has no weights",
-                expected="weights on the CPU or an accelerator",
-                got="the meta device",
-                where=self.model.name,
-                fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.",
-            )
+        check_weights(self.model)
         twice = {label for label in self.labels if self.labels.count(label) > 1}
         if not self.chosen or twice:
             raise UsageError("each attack must be given once", got=", ".join(sorted(twice)) or "none", where="attacks")
@@ -149,17 +142,25 @@ class Plan:
         return (y + 1 + (draws * (classes - 1)).long()) % classes
 
 
+def check_weights(model: Model) -> None:
+    """Whether there is anything to compute with.
+
+    Raises:
+        UsageError: the network lies on the meta device.
+    """
+    if model.device.type == "meta":
+        raise UsageError(
+            "the model has no weights",
+            expected="weights on the CPU or an accelerator",
+            got="the meta device",
+            where=model.name,
+            fix="Load its weights first: net.to_empty(device='cpu'), then load_state_dict.",
+        )
+
+
 def label_of(attack: Attack) -> str:
     """``pgd:steps=20``: the name, and the options that are not the defaults; all of an attack of another library."""
-    entry, given = ATTACKS.entry_of(attack), options_of(attack)
-    defaults = {f.name: f.default for f in fields(attack)}
-    if not is_free(type(attack)):
-        given = {k: v for k, v in given.items() if v != _default(defaults[k])}
-    return str(MethodSpec(entry.name, given))
-
-
-def _default(value: object) -> object:
-    return getattr(value, "default", value)
+    return text_of(ATTACKS, attack)
 
 
 def build_attacks(

@@ -86,7 +86,8 @@ def summarise(plan: Plan, run: RunDirectory, *, complete: bool) -> dict[str, Any
     after = run.read_json("diagnostics.json") or {"rows": [], "cost": {}}
     diagnostics = [*first["rows"], *after["rows"]]
     invalid = [row for row in diagnostics if row["status"] == "FAIL" and row["invalidates"]]
-    classes = model_facts(plan)["outputs"]
+    model = model_facts(plan.model, plan.inputs([0])[0], plan.data.classes)
+    classes = model["outputs"]
     chance = 1 / classes if isinstance(plan.model.task, Classification) else None
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -109,7 +110,7 @@ def summarise(plan: Plan, run: RunDirectory, *, complete: bool) -> dict[str, Any
             "text": plan.config.threat,
             "targeted": plan.config.targeted,
         },
-        "model": model_facts(plan),
+        "model": model,
         "data": {"name": plan.data.name, "size": len(plan.data), "sha256": plan.data.fingerprint()},
         "attacks": [_attack(plan, rows, k) for k in range(len(plan.attacks))],
         "per_class": _per_class(plan, rows),

@@ -13,11 +13,12 @@ from robustkit.cli.guard import INTERNAL, guarded
 from robustkit.core.errors import Incomplete, Invalid, UsageError
 from robustkit.core.registry import Registry
 
-VERBS = ("evaluate", "list", "show", "report", "check", "verify", "compare", "doctor")
+VERBS = ("evaluate", "explain", "list", "show", "report", "check", "verify", "compare", "doctor")
 
 
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["list", "attacks"], ["list", "models"], ["list", "data"], ["evaluate", "--help"], ["evaluate"],
+    ["list", "explainers"], ["explain", "--help"], ["explain"],
     ["check", "nowhere"], ["report", "nowhere"],
 ])
 def test_torch_is_not_imported(arguments):

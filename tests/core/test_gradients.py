@@ -53,7 +53,7 @@ def test_points_are_packed_across_samples_and_summed_by_weight():
     net, engine, x = subject()
     total = WeightedSum(x)
     engine.run(stream(engine, x, 5), total)
-    assert SEEN == [4, 4, 4, 3]
+    assert SEEN[-4:] == [4, 4, 4, 3]  # before them the fast copy was tried
     factor = sum((1 + k) * (1 + k) for k in range(5))
     torch.testing.assert_close(total.total, factor * x @ net.a.detach())
     value = sum((1 + k) * (1 + k) ** 2 for k in range(5)) * (x @ net.a.detach() * x).sum(1) / 2

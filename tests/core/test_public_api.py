@@ -10,8 +10,9 @@ import robustkit as rk
 
 NAMES = """
     APGD ATTACKS Attack AttackResult Attribution CW Classification CosPGD DDN DeepFool DenseClassification Diagnostic
-    EXPLAINERS Explainer FAB FGSM FMN Gradient InputTimesGradient L1 L2 Linf Model PGD Plus Rand Regression Result
-    RobustkitError SegPGD SmoothGrad Square Standard Threat evaluate from_art from_foolbox load open_data verify wrap
+    EXPLAINERS Explainer Explanations FAB FGSM FMN GradCAM Gradient InputTimesGradient IntegratedGradients L1 L2 Linf
+    Model MoreauGrad PGD Plus Rand Regression Result RobustkitError SegPGD SmoothGrad Square Standard Threat XRAI
+    evaluate explain from_art from_captum from_foolbox load open_data verify wrap
 """
 
 
@@ -53,6 +54,21 @@ def test_public_signatures():
         "fail_under",
         "max_minutes",
         "surrogate",
+        "progress",
+    ]
+    assert parameters(rk.explain) == [
+        "model",
+        "data",
+        "methods",
+        "target",
+        "output",
+        "mask",
+        "limit",
+        "seed",
+        "batch_size",
+        "evaluate",
+        "significant",
+        "out",
         "progress",
     ]
     assert parameters(rk.PGD) == ["threat", "loss", "steps", "step_size", "restarts", "random_start"]

@@ -220,7 +220,7 @@ def test_commands_exist(path: Path) -> None:
 def test_the_command_line_page_names_every_verb_and_option() -> None:
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `robustkit (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
-    hidden = {"--no-curve", "--no-force", "--help"}
+    hidden = {"--no-curve", "--no-force", "--no-evaluate", "--no-significant", "--help"}
     for verb in COMMANDS:
         assert not {name for name in options_of(verb) - hidden if not re.search(rf"{name}[ `]", text)}, verb
 
