@@ -1,8 +1,10 @@
 # robustkit's front door. Needs make, Python 3.11+ with pip, and nothing else: everything below goes into .venv.
 #   make demo PYTHON=python3.12      another interpreter
 #   make test ARGS="-k pgd -x"       arguments for pytest
+#   make test JOBS=0                 in one process, for a debugger; by default one process a core, at most 8
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= auto
 ARGS   ?=
 
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ demo: $(VENV)/.installed-demo ## evaluate two embedded models on real images and
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed-test ## run every test, doctests included
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --maxprocesses=8 --dist=worksteal $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict and the import directions
 	@$(BIN)/ruff check .

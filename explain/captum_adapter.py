@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from robustkit.core.attribution import Note
 from robustkit.core.errors import RobustkitError, UsageError, near
 from robustkit.core.explainer import EXPLAINERS, Explainer, Map, Subject
 from robustkit.core.layers import find_layer
@@ -270,7 +271,7 @@ class CaptumMethod(Explainer):
     # -- what is said ----------------------------------------------------------------------------------------------
 
     def _notes(self, subject: Subject, values: Tensor, residual: Tensor | None) -> tuple[str, ...]:
-        cls, notes = self.target_class(), []
+        cls, notes = self.target_class(), list[str]()
         modules = list(subject.model.module.modules())
         if is_a(cls, "ModifiedReluGradientAttribution", "GuidedGradCam") and not any(
             isinstance(m, nn.ReLU) for m in modules
@@ -278,16 +279,18 @@ class CaptumMethod(Explainer):
             notes.append(f"{self.name} changes nn.ReLU layers alone, and there are none: its gradient is the plain one")
         if is_a(cls, "FeaturePermutation"):
             notes.append("features are exchanged between the samples of the batch: every map depends on all of them")
-        black = (values == 0).flatten(1).all(1).nonzero()[:, 0].tolist()
-        if black:
-            notes.append(f"the map of sample {self._named(subject, black)} is zero everywhere")
+        empty = (values == 0).flatten(1).all(1)
+        if bool(empty.any()):
+            named = self._named(subject, empty.nonzero()[:, 0].tolist())
+            notes.append(Note(f"the map of sample {named} is zero everywhere", empty))
         if residual is not None:
             total = (values.flatten(1).sum(1) - residual).abs()
-            worst = float((residual.abs() / total.clamp_min(torch.finfo(total.dtype).tiny)).max())
-            if worst > RESIDUAL:
-                notes.append(
-                    f"the values do not add up: the residual is up to {worst:.1%} of what they should add up to"
+            share = residual.abs() / total.clamp_min(torch.finfo(total.dtype).tiny)
+            if bool((share > RESIDUAL).any()):
+                text = (
+                    f"the values do not add up: the residual is up to {float(share.max()):.1%} of what they should be"
                 )
+                notes.append(Note(text, share > RESIDUAL))
         return tuple(notes)
 
     @staticmethod

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from robustkit.core.attribution import Note
 from robustkit.core.explainer import EXPLAINERS, Explainer, Map, Subject
 from robustkit.core.gradients import check_gradients
 from robustkit.core.layers import Layer, find_layer, layer_gradients
@@ -76,4 +77,4 @@ def _black(shown: Tensor, coarse: Tensor, subject: Subject) -> tuple[str, ...]:
         else "everything in the layer speaks against the target: see relu=false, or take an earlier layer"
     )
     named = ", ".join(str(int(subject.draws.ids[i])) for i in which[:5]) + (" ..." if len(which) > 5 else "")
-    return (f"the map of sample {named} is zero everywhere: {why}",)
+    return (Note(f"the map of sample {named} is zero everywhere: {why}", black),)

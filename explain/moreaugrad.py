@@ -29,6 +29,7 @@ from pydantic import Field, PositiveInt
 from skimage.segmentation import slic
 from torch import Tensor
 
+from robustkit.core.attribution import Note
 from robustkit.core.errors import UsageError
 from robustkit.core.explainer import EXPLAINERS, Explainer, Map, Subject
 from robustkit.core.gradients import Moments, Points, check_gradients
@@ -129,12 +130,13 @@ class MoreauGrad(Explainer):
         far = int((error > self.tolerance).sum())
         if not far:
             return ()
-        return (
+        text = (
             f"{far} of {len(error)} maps are no fixed point yet: relative residual up to {float(error.max()):.3g}, not "
             f"{self.tolerance:g}, after {self.budget} gradients or {self.max_steps} steps. The network bends more than "
             "the envelope smooths, which then has kinks or several minima: take a smaller rho, or a larger "
-            "noise_level, max_samples or budget",
+            "noise_level, max_samples or budget"
         )
+        return (Note(text, error > self.tolerance),)
 
     def _groups(self, subject: Subject) -> Groups | None:
         """The groups of every sample, where the penalty has them."""

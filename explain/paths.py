@@ -20,6 +20,7 @@ import torch
 from pydantic import AfterValidator, Field, PositiveInt, ValidationInfo
 from torch import Tensor
 
+from robustkit.core.attribution import Note
 from robustkit.core.explainer import Explainer, Map, Subject
 from robustkit.core.gradients import Points, WeightedSum, check_gradients
 from robustkit.core.options import method
@@ -120,10 +121,11 @@ def incomplete(residual: Tensor, difference: Tensor) -> list[str]:
     bad = residual.abs() > LARGE * difference.abs()
     if not bool(bad.any()):
         return []
-    return [
+    text = (
         f"{int(bad.sum())} of {len(bad)} maps miss completeness by more than {LARGE:.0%} of the difference of the "
         f"outputs (worst: {float(size[bad].max()):.3g} of it): take more steps, or steps=auto"
-    ]
+    )
+    return [Note(text, bad)]
 
 
 def values_at(subject: Subject, baselines: Sequence[Baseline]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from robustkit.core.attribution import Note
 from robustkit.core.explainer import EXPLAINERS, Explainer, Map, Subject
 from robustkit.core.gradients import Accumulator, Moments, Paired, Points, check_gradients
 from robustkit.core.options import method
@@ -86,10 +87,13 @@ class SmoothGrad(Explainer):
         extras = {"mean": moments.mean, "squared": squared, "variance": variance, "samples": moments.count.long()}
         notes: tuple[str, ...] = ()
         if len(unfinished):
-            notes = (
+            text = (
                 f"{len(unfinished)} of {len(values)} maps stopped at max_samples={self.max_samples} with a relative "
-                f"standard error of up to {float(relative_error(errors).max()):.3g}, above the tolerance",
+                f"standard error of up to {float(relative_error(errors).max()):.3g}, above the tolerance"
             )
+            which = torch.zeros(len(values), dtype=torch.bool)
+            which[unfinished] = True
+            notes = (Note(text, which),)
         error = errors.standard_error if self.statistic == "mean" else None
         return Map(values, standard_error=error, extras=extras, notes=notes)
 

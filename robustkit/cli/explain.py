@@ -12,6 +12,7 @@ from robustkit.cli.evaluate import HOW, LOAD, RUN
 
 WHAT = "What is explained"
 TABLE_ROWS = 24
+WIDE = 160
 
 
 def explain(
@@ -126,6 +127,8 @@ def print_maps(results: Mapping[str, Any]) -> None:
     from rich.markup import escape
 
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)  # a file has room for whole names
     console.print(map_table(results))
     rest = len(results["images"]) - TABLE_ROWS // len(results["methods"])
     if rest > 0:

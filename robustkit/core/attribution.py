@@ -7,7 +7,7 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 Mode = Literal["heat", "overlay", "signed", "cutout"]
 SINGLE = ("x", "values", "target", "value", "residual", "standard_error")
 """Tensors that are stored under their own name."""
+
+
+class Note(str):
+    """A note about some samples of a batch: its text, and of which, (N,) bool.
+
+    >>> Note("1 of 2 maps is black", torch.tensor([True, False])).which.tolist()
+    [True, False]
+    """
+
+    which: Tensor
+
+    def __new__(cls, text: str, which: Tensor) -> Self:
+        note = super().__new__(cls, text)
+        note.which = which
+        return note
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +81,10 @@ class Attribution:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def notes_of(self, index: int) -> list[str]:
+        """The notes that one sample's reader must know: those of the batch, and those of some samples, if it is one."""
+        return [str(n) for n in self.notes if not isinstance(n, Note) or bool(n.which[index])]
 
     @property
     def regions(self) -> bool:

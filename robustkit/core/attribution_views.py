@@ -152,6 +152,8 @@ def _quality(a: Attribution, i: int) -> list[str]:
         found.append(f"residual {float(a.residual[i]):.3g} ({100 * float(a.relative_residual[i]):.1f} %)")
     if a.relative_error is not None:
         found.append(f"standard error {100 * float(a.relative_error[i]):.1f} %")
+    if "fixed_point_residual" in a.extras:
+        found.append(f"fixed point {100 * float(a.extras['fixed_point_residual'][i]):.1f} % off")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
@@ -98,6 +98,7 @@ class Explainer(ABC):
         ids: Tensor | None = None,
         seed: int = 0,
         batch: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Attribution:
         """Explain a batch.
 
@@ -109,6 +110,7 @@ class Explainer(ABC):
             ids: sample ids (N,) that key the random draws; 0 .. N-1 by default.
             seed: of the random draws.
             batch: most points in the network at once; by default by the size of the input.
+            progress: called again and again with the number of gradients taken so far.
         """
         ids = default_ids(len(x)) if ids is None else ids
         self._check(model, x, ids, batch)
@@ -116,7 +118,8 @@ class Explainer(ABC):
         with model.frozen(seed), model.metered() as cost:
             chosen, value = target_of(model, x, target, self.output, mask)
             draws = Draws(seed, ids.cpu(), EXPLAINERS.entry_of(self).name)
-            found = self._attribute(Subject(model, x, chosen, value, draws, Engine(model, x, chosen, batch)))
+            engine = Engine(model, x, chosen, batch, progress)
+            found = self._attribute(Subject(model, x, chosen, value, draws, engine))
         return Attribution(
             method=EXPLAINERS.entry_of(self).name,
             settings=options_of(self),

@@ -1,10 +1,10 @@
 """A private copy of a network that computes the same function faster.
 
-BatchNorm layers that directly follow a convolution are folded into it, and the weights are laid out channels-last
-where images are large enough for that to pay; where they are not, strided layers of few channels are unstrided on the
-CPU. Which BatchNorm follows which convolution is seen by running the
-network once; that the copy computes the same is checked on the same example, so an unusual network is never wrong:
-it is used as it is.
+BatchNorm layers that directly follow a convolution are folded into it, clipping activations keep their output alone for
+the backward, and the weights are laid out channels-last where images are large enough for that to pay; where they are
+not, strided layers of few channels are unstrided on the CPU. Which BatchNorm follows which convolution is seen by
+running the network once; that the copy computes the same is checked on the same example, so an unusual network is never
+wrong: it is used as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustkit.core.clipped import Clipped
 from robustkit.core.strided import Unshuffled, suits
 
 CHANNELS_LAST_PIXELS = 32 * 32
@@ -31,6 +32,7 @@ def folded(module: nn.Module, example: Tensor) -> nn.Module:
             twin = copy.deepcopy(module).eval().requires_grad_(False)
             for conv, norm in _pairs(twin, example):
                 _fold(twin, conv, norm)
+            _clip(twin)
             if example.ndim == 4 and example.shape[2] * example.shape[3] >= CHANNELS_LAST_PIXELS:
                 twin = twin.to(memory_format=torch.channels_last)
             elif example.device.type == "cpu":
@@ -65,6 +67,13 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Modul
     return [(conv, norm) for conv, norm in pairs if runs[conv] == runs[norm] == 1]
 
 
+def _clip(root: nn.Module) -> None:
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in (nn.ReLU6, nn.Hardtanh) and not _hooked(child):
+                setattr(parent, name, Clipped(child))
+
+
 def _unshuffle(root: nn.Module) -> None:
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
@@ -73,11 +82,15 @@ def _unshuffle(root: nn.Module) -> None:
 
 
 def _foldable(layer: nn.Module) -> bool:
-    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
+    if _hooked(layer):
         return False
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return layer.track_running_stats and layer.running_mean is not None
     return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and not hasattr(layer, "parametrizations")
+
+
+def _hooked(layer: nn.Module) -> bool:
+    return any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
 
 
 def _fold(root: nn.Module, conv: Any, norm: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkit.core.errors import UsageError
 from robustkit.core.fold import folded
+from robustkit.core.heap import kept
 from robustkit.core.outputs import as_tensor
 from robustkit.core.preprocessing import Preprocessing, read_preprocessing
 from robustkit.core.task import Task, task_from
@@ -282,7 +283,7 @@ class Model:
         modes = {m: m.training for m in self.module.modules()}
         grads = {p: p.requires_grad for p in self.module.parameters()}
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), kept():
             try:
                 _seed(seed, self.device)
                 self.module.eval().requires_grad_(False)

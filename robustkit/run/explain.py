@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,7 +220,7 @@ def _execute(plan: ExplainPlan, run: RunDirectory, progress: Progress) -> dict[s
         images.update({row["id"]: row for row in image_stage(plan, run, chunk, images)})
         progress.advance("images", len(chunk))
         for k, label in enumerate(plan.labels):
-            map_stage(plan, run, k, chunk, images)
+            map_stage(plan, run, k, chunk, images, partial(_pulse, progress, label))
             progress.advance(label, len(chunk))
         remember_memory(plan.model, run)
     if plan.config.evaluate:
@@ -227,6 +228,10 @@ def _execute(plan: ExplainPlan, run: RunDirectory, progress: Progress) -> dict[s
     results = {**summarise(plan, run), "times": times(run, began)}
     run.write_json("results.json", results)
     return results
+
+
+def _pulse(progress: Progress, label: str, gradients: int) -> None:
+    progress.status(label, f"{gradients:,} gradients")
 
 
 def _judge(plan: ExplainPlan, run: RunDirectory, progress: Progress) -> None:

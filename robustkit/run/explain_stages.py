@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -75,19 +74,26 @@ def image_stage(plan: ExplainPlan, run: RunDirectory, chunk: range, before: dict
     return rows
 
 
-def map_stage(plan: ExplainPlan, run: RunDirectory, k: int, chunk: range, images: dict[int, Row]) -> None:
+def map_stage(
+    plan: ExplainPlan,
+    run: RunDirectory,
+    k: int,
+    chunk: range,
+    images: dict[int, Row],
+    tell: Callable[[int], None] | None = None,
+) -> None:
     """The maps of one method: arrays and pictures first, then their rows."""
     if run.chunk_done(plan.rows_file(k), chunk):
         return
     with timed(run, plan.labels[k], start=chunk.start, n=len(chunk)):
-        found = explained(plan, k, chunk, images)
+        found = explained(plan, k, chunk, images, tell)
         files = [plan.map_file(place, k) for place in chunk]
         for i, file in enumerate(files):
             replace_file(run.file(file), map_bytes(found, i))
         pixels = found.pixel_map() if found.x.ndim == 4 else None
         drawn = _drawn(plan, run, found, pixels, files, [images[place] for place in chunk])
         alike = [_similar(plan, run, found, k, place, pixels, i) for i, place in enumerate(chunk)]
-        figures = _figures(found, pixels, [plan.subjects.items[place].sample for place in chunk])
+        figures = _figures(found, pixels)
         rows = [
             {"id": place, "file": file, **pictures, **numbers, "similarity": similar}
             for place, file, pictures, numbers, similar in zip(chunk, files, drawn, figures, alike, strict=True)
@@ -96,7 +102,13 @@ def map_stage(plan: ExplainPlan, run: RunDirectory, k: int, chunk: range, images
         run.append_rows(plan.rows_file(k), rows)
 
 
-def explained(plan: ExplainPlan, k: int, chunk: range, images: dict[int, Row]) -> Attribution:
+def explained(
+    plan: ExplainPlan,
+    k: int,
+    chunk: range,
+    images: dict[int, Row],
+    tell: Callable[[int], None] | None = None,
+) -> Attribution:
     """The maps of a chunk by method ``k``."""
     classes = torch.tensor([images[place]["target"] for place in chunk], device=plan.model.device)
     return plan.methods[k](
@@ -107,6 +119,7 @@ def explained(plan: ExplainPlan, k: int, chunk: range, images: dict[int, Row]) -
         ids=torch.tensor([plan.subjects.items[place].sample for place in chunk]),
         seed=plan.config.seed,
         batch=plan.points,
+        progress=tell,
     )
 
 
@@ -260,7 +273,7 @@ def _drawn(
     ]
 
 
-def _figures(found: Attribution, pixels: Tensor | None, samples: Sequence[int]) -> list[Row]:
+def _figures(found: Attribution, pixels: Tensor | None) -> list[Row]:
     """Ends of each map, how far it can be trusted, and what its reader must know."""
     values = (found.values if pixels is None else pixels).flatten(1)
     columns = {
@@ -269,24 +282,15 @@ def _figures(found: Attribution, pixels: Tensor | None, samples: Sequence[int]) 
         "residual": found.residual,
         "relative_residual": found.relative_residual,
         "relative_error": found.relative_error,
+        "fixed_point_residual": found.extras.get("fixed_point_residual"),
     }
     numbers = {name: [None] * len(found) if v is None else v.tolist() for name, v in columns.items()}
     rows: list[Row] = [{name: _finite(numbers[name][i]) for name in columns} for i in range(len(found))]
-    for row, sample, nothing in zip(rows, samples, found.values.flatten(1).eq(0).all(1).tolist(), strict=True):
-        row["notes"] = [note for note in found.notes if not _of_others(note, sample)]
+    for i, (row, nothing) in enumerate(zip(rows, found.values.flatten(1).eq(0).all(1).tolist(), strict=True)):
+        row["notes"] = found.notes_of(i)
         if nothing and not any(NOTHING in note for note in row["notes"]):
             row["notes"].append(f"the map is {NOTHING}: to this method nothing in the input matters")
     return rows
-
-
-def _of_others(note: str, sample: int) -> bool:
-    """Whether a note on a batch names samples, and all of them others.
-
-    >>> [_of_others("the map of sample 3, 5 is zero", k) for k in (3, 4)], _of_others("layer bn2", 4)
-    ([False, True], False)
-    """
-    named = re.search(r"\bsample (\d+(?:, \d+)*)( \.\.\.)?", note)
-    return named is not None and named[2] is None and str(sample) not in named[1].split(", ")
 
 
 def _finite(value: float | None) -> float | None:

@@ -37,6 +37,7 @@ OF_A_MAP = (
     "residual",
     "relative_residual",
     "relative_error",
+    "fixed_point_residual",
     "notes",
     "similarity",
 )

@@ -21,6 +21,9 @@ class Progress(Protocol):
     def advance(self, stage: str, n: int, robust_accuracy: float | None = None) -> None:
         """``n`` more samples are done; the share of samples that nothing has broken yet, where it is known."""
 
+    def status(self, stage: str, text: str) -> None:
+        """How far the samples at work are, where they take long."""
+
     def note(self, text: str) -> None:
         """Something the user should read: a warning, a decision."""
 
@@ -32,6 +35,9 @@ class NoProgress:
         pass
 
     def advance(self, stage: str, n: int, robust_accuracy: float | None = None) -> None:
+        pass
+
+    def status(self, stage: str, text: str) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -82,6 +88,12 @@ class PlainProgress(NoProgress):
         parts = (_count(done, total), _robust(robust_accuracy), f"{left:.0f} s left" if done < total else "")
         say(self._console, f"{stage}: {', '.join(filter(None, parts))}")
 
+    def status(self, stage: str, text: str) -> None:
+        now = time.monotonic()
+        if now - self._said >= self._every:
+            self._said = now
+            say(self._console, f"{stage}: {_count(self._done.get(stage, 0), self._totals.get(stage, 0))}, {text}")
+
     def note(self, text: str) -> None:
         say(self._console, text)
 
@@ -107,8 +119,10 @@ class RichProgress(NoProgress):
     def advance(self, stage: str, n: int, robust_accuracy: float | None = None) -> None:
         task = self._tasks[stage]
         self._bars.advance(task, n)
-        if robust_accuracy is not None:
-            self._bars.update(task, robust=_robust(robust_accuracy))
+        self._bars.update(task, robust=_robust(robust_accuracy))
+
+    def status(self, stage: str, text: str) -> None:
+        self._bars.update(self._tasks[stage], robust=text)
 
     def note(self, text: str) -> None:
         say(self._bars.console, text)

@@ -18,8 +18,8 @@ from tests.cli import toys
 
 def cell(method, **changes):
     return {"method": method, "file": "a.npz", "heat": None, "overlay": None, "min": 0.0, "max": 1.0, "residual": None,
-            "relative_residual": None, "relative_error": None, "notes": [], "similarity": None, "evaluation": None,
-            **changes}
+            "relative_residual": None, "relative_error": None, "fixed_point_residual": None, "notes": [],
+            "similarity": None, "evaluation": None, **changes}
 
 
 ROW = {"insertion_mean": 0.5, "deletion_mean": 0.25, "max_sensitivity": None, "randomisation": 0.125}

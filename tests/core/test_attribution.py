@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from robustkit.core import heat
-from robustkit.core.attribution import Attribution
+from robustkit.core.attribution import Attribution, Note
 from robustkit.core.errors import UsageError
 from robustkit.core.types import Bounds, Cost
 
@@ -183,3 +183,8 @@ def test_pickles_are_not_loaded(tmp_path):
     np.savez(tmp_path / "x.npz", about=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UsageError, match="cannot read the map"):
         Attribution.load(tmp_path / "x.npz")
+
+
+def test_a_note_about_some_samples_is_no_note_of_the_others():
+    a = made(notes=("layer bn2", Note("1 of 2 maps is black", torch.tensor([False, True]))))
+    assert a.notes_of(0) == ["layer bn2"] and a.notes_of(1) == ["layer bn2", "1 of 2 maps is black"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import robustkit as rk
 from robustkit.core.errors import UsageError
 from robustkit.core.gradients import Engine, Moments, Paired, Points, WeightedSum, check_gradients, default_batch
 from robustkit.core.model import wrap
@@ -132,6 +133,12 @@ def test_gradients_that_are_not_finite_are_named_by_sample():
 
 
 def test_the_batch_goes_by_the_size_of_the_input():
-    assert default_batch(torch.empty(1, 3, 224, 224)) == 32
+    assert default_batch(torch.empty(1, 3, 224, 224)) == 12
     assert default_batch(torch.empty(1, 2)) == 512
     assert default_batch(torch.empty(1, 3, 4000, 4000)) == 1
+
+
+def test_progress_counts_gradients():
+    told = []
+    rk.SmoothGrad(samples=5)(wrap(nn.Linear(4, 2)), torch.rand(3, 4), batch=4, progress=told.append)
+    assert told == [4, 8, 12, 15]

@@ -106,7 +106,7 @@ def test_auto_stops_every_image_at_the_tolerance(antithetic):
 def test_auto_says_where_it_gave_up():
     found = rk.SmoothGrad(samples="auto", tolerance=0.001, max_samples=40)(model(), X, 0)
     assert found.extras["samples"].tolist() == [40] * 3
-    assert "3 of 3" in found.notes[0] and "max_samples=40" in found.notes[0]
+    assert "3 of 3" in found.notes[0] and "max_samples=40" in found.notes[0] and found.notes_of(1) == [found.notes[0]]
 
 
 def test_without_noise_it_is_the_gradient():

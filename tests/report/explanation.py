@@ -99,6 +99,7 @@ def _image(path, i, variant, evaluate, size, arrays):
                 "residual": -0.25 if k == 1 else None,
                 "relative_residual": 0.031 if k == 1 else None,
                 "relative_error": 0.087 if k == 0 else None,
+                "fixed_point_residual": 0.0076 if k == 2 else None,
                 "notes": ["a residual above 5 %: <b>more</b> steps"] if k == 1 and i == 0 else [],
                 "similarity": {"top_k": 0.31, "spearman": 0.42, "cosine": 0.5} if variant == "adversarial" else None,
                 "evaluation": EVALUATION if evaluate else None,

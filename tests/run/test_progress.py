@@ -78,3 +78,20 @@ def test_on_a_terminal_the_default_is_rich(monkeypatch):
     stream.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", stream)
     assert type(make_progress(None)) is RichProgress
+
+
+def test_samples_at_work_say_how_far_they_are():
+    out = console()
+    with PlainProgress(out, every=0) as progress:
+        progress.start("moreaugrad", 4)
+        progress.status("moreaugrad", "1,024 gradients")
+    assert out.file.getvalue().splitlines()[-1] == "moreaugrad: 0/4, 1,024 gradients"
+    quiet, bars = console(), console()
+    with PlainProgress(quiet, every=1000) as progress:
+        progress.start("moreaugrad", 4)
+        progress.status("moreaugrad", "1,024 gradients")
+    assert quiet.file.getvalue() == "moreaugrad: 0/4\n"
+    with RichProgress(bars) as progress:
+        progress.start("moreaugrad", 4)
+        progress.status("moreaugrad", "1,024 gradients")
+    assert "1,024 gradients" in bars.file.getvalue()
