@@ -6,15 +6,28 @@ from typing import Annotated, Any
 
 import typer
 
-from robustkit.cli.common import batch_size_from, list_from, stoppable
+from robustkit.cli.common import (
+    HOW,
+    LOAD,
+    RUN,
+    BoundsText,
+    ConfigFile,
+    Eot,
+    Mean,
+    ModelName,
+    ProgressKind,
+    Std,
+    Weights,
+    batch_size_from,
+    list_from,
+    stoppable,
+)
 
-WHAT, HOW, RUN, LOAD = "What is evaluated", "How", "The run", "Loading the model"
+WHAT = "What is evaluated"
 
 
 def evaluate(
-    model: Annotated[str | None, typer.Argument(
-        metavar="MODEL", help="[bold]demo:NAME[/], [bold]timm:NAME[/], [bold]torchvision:NAME[/], [bold]hf:ID[/] or "
-        "[bold]path.py:factory[/] (that runs the file's code).", show_default=False)] = None,
+    model: ModelName = None,
     data: Annotated[str | None, typer.Option(
         metavar="DATA", rich_help_panel=WHAT,
         help="[bold]demo:NAME[/], [bold]folder:DIR[/] (one folder per class), [bold]npz:FILE[/] (x and y), "
@@ -44,9 +57,7 @@ def evaluate(
     surrogate: Annotated[str | None, typer.Option(
         metavar="MODEL", rich_help_panel=HOW,
         help="A second model whose adversarial inputs are tried on the first (diagnostic D5).")] = None,
-    eot: Annotated[int | None, typer.Option(
-        metavar="N", rich_help_panel=HOW,
-        help="The model is random on purpose: average its gradient over N forward passes.")] = None,
+    eot: Eot = None,
     seed: Annotated[int | None, typer.Option(
         metavar="N", rich_help_panel=HOW, help="Of all random draws. [dim]Default: 0[/]")] = None,
     batch_size: Annotated[str | None, typer.Option(
@@ -58,33 +69,23 @@ def evaluate(
     force: Annotated[bool | None, typer.Option(
         "--force/--no-force", rich_help_panel=HOW,
         help="Go on where the preflight refuses; the report is stamped.")] = None,
-    weights: Annotated[Path | None, typer.Option(
-        metavar="FILE", rich_help_panel=LOAD,
-        help="Weights: .safetensors, or .pt (only tensors are ever loaded, never code).")] = None,
-    mean: Annotated[str | None, typer.Option(
-        metavar="M,M,M", rich_help_panel=LOAD,
-        help="Mean per channel that the network expects, in units of the input: [bold]0.485,0.456,0.406[/].")] = None,
-    std: Annotated[str | None, typer.Option(
-        metavar="S,S,S", rich_help_panel=LOAD, help="Standard deviation per channel, likewise.")] = None,
-    bounds: Annotated[str | None, typer.Option(
-        metavar="LOW,HIGH", rich_help_panel=LOAD, help="Range of valid inputs. [dim]Default: 0,1[/]")] = None,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    bounds: BoundsText = None,
     task: Annotated[str | None, typer.Option(
         metavar="classification|segmentation|regression", rich_help_panel=LOAD,
         help="What the outputs mean. [dim]Default: classification[/]")] = None,
     out: Annotated[Path | None, typer.Option(
         metavar="DIR", rich_help_panel=RUN,
         help="Folder of the run; the same command goes on there. [dim]Default: runs/DATE_MODEL_N[/]")] = None,
-    config: Annotated[Path | None, typer.Option(
-        metavar="FILE", rich_help_panel=RUN,
-        help="Options from a YAML file, such as a run's config.yaml; the command line wins.")] = None,
+    config: ConfigFile = None,
     fail_under: Annotated[list[str] | None, typer.Option(
         metavar="METRIC=VALUE", rich_help_panel=RUN,
         help="Exit 1 if a figure is below, e.g. [bold]robust_accuracy=0.45[/]. Repeat it for several.")] = None,
     max_minutes: Annotated[float | None, typer.Option(
         metavar="M", rich_help_panel=RUN, help="Stop after M minutes with exit 3; the same command goes on.")] = None,
-    progress: Annotated[str | None, typer.Option(
-        metavar="none|plain|rich", rich_help_panel=RUN,
-        help="[dim]Default: rich on a terminal, else plain[/]")] = None,
+    progress: ProgressKind = None,
 ) -> None:
     """Measure the robust accuracy of MODEL: attack it, check that the number can be trusted, write a report.
 

@@ -7,8 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from robustkit.cli.common import batch_size_from, list_from, stoppable
-from robustkit.cli.evaluate import HOW, LOAD, RUN
+from robustkit.cli.common import (
+    HOW,
+    LOAD,
+    RUN,
+    BoundsText,
+    ConfigFile,
+    Eot,
+    Mean,
+    ModelName,
+    ProgressKind,
+    Std,
+    Weights,
+    batch_size_from,
+    list_from,
+    stoppable,
+)
 
 WHAT = "What is explained"
 TABLE_ROWS = 24
@@ -16,9 +30,7 @@ WIDE = 160
 
 
 def explain(
-    model: Annotated[str | None, typer.Argument(
-        metavar="MODEL", help="[bold]demo:NAME[/], [bold]timm:NAME[/], [bold]torchvision:NAME[/], [bold]hf:ID[/] or "
-        "[bold]path.py:factory[/] (that runs the file's code).", show_default=False)] = None,
+    model: ModelName = None,
     images: Annotated[list[str] | None, typer.Argument(
         metavar="IMAGE...", help="Pictures (JPEG, PNG, WebP, BMP), or folders of them.", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(
@@ -57,31 +69,19 @@ def explain(
     device: Annotated[str | None, typer.Option(
         metavar="cpu|cuda|mps", rich_help_panel=HOW,
         help="Where to compute. [dim]Default: where the model is made[/]")] = None,
-    eot: Annotated[int | None, typer.Option(
-        metavar="N", rich_help_panel=HOW,
-        help="The model is random on purpose: average it over N forward passes.")] = None,
-    weights: Annotated[Path | None, typer.Option(
-        metavar="FILE", rich_help_panel=LOAD,
-        help="Weights: .safetensors, or .pt (only tensors are ever loaded, never code).")] = None,
-    mean: Annotated[str | None, typer.Option(
-        metavar="M,M,M", rich_help_panel=LOAD,
-        help="Mean per channel that the network expects, in units of the input: [bold]0.485,0.456,0.406[/].")] = None,
-    std: Annotated[str | None, typer.Option(
-        metavar="S,S,S", rich_help_panel=LOAD, help="Standard deviation per channel, likewise.")] = None,
-    bounds: Annotated[str | None, typer.Option(
-        metavar="LOW,HIGH", rich_help_panel=LOAD, help="Range of valid inputs. [dim]Default: 0,1[/]")] = None,
+    eot: Eot = None,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    bounds: BoundsText = None,
     task: Annotated[str | None, typer.Option(
         metavar="classification|segmentation|regression", rich_help_panel=LOAD,
         help="What the outputs mean. [dim]Default: what the network is for[/]")] = None,
     out: Annotated[Path | None, typer.Option(
         metavar="DIR", rich_help_panel=RUN,
         help="Folder of the run; the same command goes on there. [dim]Default: runs/DATE_explain-MODEL_N[/]")] = None,
-    config: Annotated[Path | None, typer.Option(
-        metavar="FILE", rich_help_panel=RUN,
-        help="Options from a YAML file, such as a run's config.yaml; the command line wins.")] = None,
-    progress: Annotated[str | None, typer.Option(
-        metavar="none|plain|rich", rich_help_panel=RUN,
-        help="[dim]Default: rich on a terminal, else plain[/]")] = None,
+    config: ConfigFile = None,
+    progress: ProgressKind = None,
 ) -> None:
     """Show what in an image speaks for the answer of MODEL: heat maps, overlays, arrays, and one page of all.
 

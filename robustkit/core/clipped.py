@@ -38,5 +38,5 @@ class Clipped(nn.Module):
         self.low, self.high, self.inplace = layer.min_val, layer.max_val, layer.inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = Clip.apply(x, self.low, self.high, self.inplace and not x.is_leaf)  # type: ignore[no-untyped-call]
+        y: Tensor = Clip.apply(x, self.low, self.high, self.inplace and not x.is_leaf)
         return y

@@ -70,7 +70,7 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Modul
 def _clip(root: nn.Module) -> None:
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in (nn.ReLU6, nn.Hardtanh) and not _hooked(child):
+            if isinstance(child, nn.Hardtanh) and not _hooked(child):  # nn.ReLU6 is one
                 setattr(parent, name, Clipped(child))
 
 
