@@ -70,7 +70,8 @@ def _pairs(module: nn.Module, example: Tensor) -> list[tuple[nn.Module, nn.Modul
 def _clip(root: nn.Module) -> None:
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Hardtanh) and not _hooked(child):  # nn.ReLU6 is one
+            plain = type(child) in (nn.Hardtanh, nn.ReLU6)  # another class of theirs may do something else
+            if isinstance(child, nn.Hardtanh) and plain and not _hooked(child):
                 setattr(parent, name, Clipped(child))
 
 
