@@ -18,6 +18,7 @@ from robustkit.core.model import wrap
 from robustkit.core.nearest import MinimumNorm
 from robustkit.core.threat import L1, L2, Linf
 from robustkit.testing import HalfSpace
+from tests.nets import SmallNet
 
 THREATS = {"linf": Linf(0.1), "l2": L2(0.5), "l1": L1(2.0)}
 CLASSES = {name: ATTACKS.get(name).cls for name in ATTACKS.names()}
@@ -36,30 +37,6 @@ STAGES = {
 """Suites with short stages."""
 ON_IMAGES = {"square", "standard"}
 """These need inputs (N, C, H, W)."""
-
-
-class SmallNet(nn.Module):
-    """Convolution, BatchNorm, dropout: everything that a careless attack disturbs."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Flatten(),
-            nn.Linear(8 * 36, 5),
-        )
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 0.1))
-            self.body[1].running_var.fill_(1.3)
-        self.to(dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x)
 
 
 def images(n: int = 6, dtype: torch.dtype = torch.float32) -> torch.Tensor:

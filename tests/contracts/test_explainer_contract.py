@@ -13,6 +13,7 @@ from robustkit.core.errors import UsageError
 from robustkit.core.explainer import EXPLAINERS
 from robustkit.core.model import wrap
 from robustkit.core.specs import MethodSpec
+from tests.nets import Seeded
 
 CLASSES = {name: EXPLAINERS.get(name).cls for name in EXPLAINERS.names()}
 SHORT = {
@@ -25,12 +26,11 @@ SHORT = {
 """Options that keep expensive methods short."""
 
 
-class SmallNet(nn.Module):
-    """Convolution, BatchNorm, dropout: everything that a careless method disturbs."""
+class SmallNet(Seeded):
+    """Strided and plain convolutions, BatchNorm, dropout, a ReLU in place; for 32x32 images."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
+        super().__init__(
             nn.Conv2d(3, 6, 3, stride=4, padding=1),
             nn.BatchNorm2d(6),
             nn.ReLU(),
@@ -40,16 +40,8 @@ class SmallNet(nn.Module):
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
             nn.Linear(32, 5),
+            dtype=dtype,
         )
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 0.1))
-            self.body[1].running_var.fill_(1.3)
-        self.to(dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x)
 
 
 def images(n: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:

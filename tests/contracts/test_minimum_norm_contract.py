@@ -14,6 +14,7 @@ from robustkit.core.model import wrap
 from robustkit.core.nearest import MinimumNorm
 from robustkit.core.threat import THREATS
 from robustkit.testing import HalfSpace
+from tests.nets import SmallNet
 
 EPS = {"linf": 0.05, "l2": 0.3, "l1": 2.0}
 NAMES = [name for name in ATTACKS.names() if issubclass(ATTACKS.get(name).cls, MinimumNorm)]
@@ -28,30 +29,6 @@ QUICK = {
     "deepfool": {"steps": 20},
 }
 """Options for everything else."""
-
-
-class SmallNet(nn.Module):
-    """Convolution, BatchNorm, dropout: everything that a careless attack disturbs."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32, classes: int = 5) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Flatten(),
-            nn.Linear(8 * 36, classes),
-        )
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim > 1 else 0.1))
-            self.body[1].running_var.fill_(1.3)
-        self.to(dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x)
 
 
 def images(n: int = 6, dtype: torch.dtype = torch.float32) -> torch.Tensor:
