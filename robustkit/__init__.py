@@ -22,13 +22,25 @@ if TYPE_CHECKING:
     from robustkit.attacks.suite import Plus, Rand, Standard
     from robustkit.core.attack import ATTACKS, Attack, AttackResult
     from robustkit.core.attribution import Attribution
+    from robustkit.core.defense import DEFENSES, Defense
     from robustkit.core.diagnostic import Diagnostic
     from robustkit.core.errors import RobustkitError
     from robustkit.core.explainer import EXPLAINERS, Explainer
+    from robustkit.core.lesson import TrainState
     from robustkit.core.model import Model, wrap
     from robustkit.core.task import Classification, DenseClassification, Regression
     from robustkit.core.threat import L1, L2, Linf, Threat
     from robustkit.data import open_data
+    from robustkit.defenses.adversarial import PGDAT
+    from robustkit.defenses.amp import AMP
+    from robustkit.defenses.awp import AWP
+    from robustkit.defenses.concurrent import Concurrent
+    from robustkit.defenses.erm import ERM, Noise
+    from robustkit.defenses.fgsm_rs import FGSMRS
+    from robustkit.defenses.free import Free
+    from robustkit.defenses.mart import MART
+    from robustkit.defenses.rat import RAT
+    from robustkit.defenses.trades import TRADES
     from robustkit.explain.captum_adapter import from_captum
     from robustkit.explain.gradcam import GradCAM
     from robustkit.explain.gradient import Gradient, InputTimesGradient
@@ -40,28 +52,38 @@ if TYPE_CHECKING:
     from robustkit.run.explain import explain
     from robustkit.run.explain_result import Explanations
     from robustkit.run.result import Result
+    from robustkit.run.train import train
+    from robustkit.run.train_result import Training
     from robustkit.run.verify import verify
     from robustkit.zoo import load
 
 _HOMES = {
+    "AMP": "defenses.amp",
     "APGD": "attacks.apgd",
     "ATTACKS": "core.attack",
+    "AWP": "defenses.awp",
     "Attack": "core.attack",
     "AttackResult": "core.attack",
     "Attribution": "core.attribution",
     "CW": "attacks.cw",
     "Classification": "core.task",
+    "Concurrent": "defenses.concurrent",
     "CosPGD": "attacks.cospgd",
     "DDN": "attacks.ddn",
+    "DEFENSES": "core.defense",
     "DeepFool": "attacks.deepfool",
+    "Defense": "core.defense",
     "DenseClassification": "core.task",
     "Diagnostic": "core.diagnostic",
+    "ERM": "defenses.erm",
     "EXPLAINERS": "core.explainer",
     "Explainer": "core.explainer",
     "Explanations": "run.explain_result",
     "FAB": "attacks.fab",
     "FGSM": "attacks.fgsm",
+    "FGSMRS": "defenses.fgsm_rs",
     "FMN": "attacks.fmn",
+    "Free": "defenses.free",
     "GradCAM": "explain.gradcam",
     "Gradient": "explain.gradient",
     "InputTimesGradient": "explain.gradient",
@@ -69,10 +91,14 @@ _HOMES = {
     "L1": "core.threat",
     "L2": "core.threat",
     "Linf": "core.threat",
+    "MART": "defenses.mart",
     "Model": "core.model",
     "MoreauGrad": "explain.moreaugrad",
+    "Noise": "defenses.erm",
     "PGD": "attacks.pgd",
+    "PGDAT": "defenses.adversarial",
     "Plus": "attacks.suite",
+    "RAT": "defenses.rat",
     "Rand": "attacks.suite",
     "Regression": "core.task",
     "Result": "run.result",
@@ -81,7 +107,10 @@ _HOMES = {
     "SmoothGrad": "explain.smoothgrad",
     "Square": "attacks.square",
     "Standard": "attacks.suite",
+    "TRADES": "defenses.trades",
     "Threat": "core.threat",
+    "TrainState": "core.lesson",
+    "Training": "run.train_result",
     "XRAI": "explain.xrai",
     "evaluate": "run.evaluate",
     "from_art": "attacks.art_adapter",
@@ -89,6 +118,7 @@ _HOMES = {
     "from_foolbox": "attacks.foolbox_adapter",
     "load": "zoo",
     "open_data": "data",
+    "train": "run.train",
     "verify": "run.verify",
     "wrap": "core.model",
 }
@@ -97,28 +127,40 @@ _CALLABLE = ("explain",)
 """Families that are functions, too: the package itself is the public name (docs/adr/0008-callable-packages.md)."""
 
 __all__ = [
+    "AMP",
     "APGD",
     "ATTACKS",
+    "AWP",
     "CW",
     "DDN",
+    "DEFENSES",
+    "ERM",
     "EXPLAINERS",
     "FAB",
     "FGSM",
+    "FGSMRS",
     "FMN",
     "L1",
     "L2",
+    "MART",
     "PGD",
+    "PGDAT",
+    "RAT",
+    "TRADES",
     "XRAI",
     "Attack",
     "AttackResult",
     "Attribution",
     "Classification",
+    "Concurrent",
     "CosPGD",
     "DeepFool",
+    "Defense",
     "DenseClassification",
     "Diagnostic",
     "Explainer",
     "Explanations",
+    "Free",
     "GradCAM",
     "Gradient",
     "InputTimesGradient",
@@ -126,6 +168,7 @@ __all__ = [
     "Linf",
     "Model",
     "MoreauGrad",
+    "Noise",
     "Plus",
     "Rand",
     "Regression",
@@ -136,6 +179,8 @@ __all__ = [
     "Square",
     "Standard",
     "Threat",
+    "TrainState",
+    "Training",
     "evaluate",
     "explain",
     "from_art",
@@ -143,6 +188,7 @@ __all__ = [
     "from_foolbox",
     "load",
     "open_data",
+    "train",
     "verify",
     "wrap",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """One line of `robustkit list models` or `robustkit list data`."""
+    """One line of `robustkit list models`, `networks` or `data`."""
 
     name: str
     summary: str
@@ -27,6 +27,15 @@ MODEL_FORMS = (
     Item(
         "path.py:factory", "whatever the function `factory` in your file returns: a module, a function, a wrapped model"
     ),
+    Item("run:DIR", "the network that a training in DIR has made, with its best weights; run:DIR:last with its last"),
+)
+NEW_MODELS = (
+    Item("cnn", "small conv net for images of any size: three strided convolutions, no batch statistics"),
+    Item("resnet8", "ResNet-8 with BatchNorm, for small images such as 32x32"),
+    Item("timm:NAME", "a timm network for your number of classes and channels; --init pretrained for its weights"),
+    Item("torchvision:NAME", "a torchvision classifier for your number of classes; --init pretrained likewise"),
+    Item("path.py:factory", "whatever the function `factory` in your file returns, as it is: also for dense tasks"),
+    Item("demo:NAME, hf:ID, run:DIR", "a network that has weights already, to be trained further"),
 )
 DEMO_DATA = (
     Item("demo:mnist", "1,000 MNIST digits kept apart by a fixed split, 100 per class"),
@@ -50,6 +59,11 @@ DATA_FORMS = (
 def models() -> tuple[Item, ...]:
     """Embedded models, then the forms."""
     return DEMO_MODELS + MODEL_FORMS
+
+
+def networks() -> tuple[Item, ...]:
+    """Networks to be trained."""
+    return NEW_MODELS
 
 
 def data() -> tuple[Item, ...]:

@@ -14,6 +14,7 @@ from robustkit.cli.guard import guarded
 from robustkit.cli.list import list_names
 from robustkit.cli.report import report
 from robustkit.cli.show import show
+from robustkit.cli.train import train
 from robustkit.cli.verify import verify
 
 EXIT_CODES = (
@@ -41,13 +42,15 @@ def robustness(
 ) -> None:
     """Adversarial robustness of PyTorch models, with numbers that can be trusted.
 
-    Begin with: [bold]robustkit evaluate demo:mnist-robust --data demo:mnist --attack pgd:steps=20 --threat linf:0.2[/]
+    Begin with: [bold]robustkit evaluate demo:mnist-robust --data demo:mnist --attack pgd:steps=20 --threat linf:0.2[/],
+    [bold]robustkit train demo:mnist-train --model cnn --defense trades --threat linf:0.2[/]
     or [bold]robustkit explain demo:efficientnet_lite0 cat.jpg[/]
     """
 
 
-EVALUATING, READING, LOOKING = "Evaluate and explain", "Runs", "Look up"
+EVALUATING, READING, LOOKING = "Evaluate, train and explain", "Runs", "Look up"
 app.command("evaluate", rich_help_panel=EVALUATING)(guarded(evaluate))
+app.command("train", rich_help_panel=EVALUATING)(guarded(train))
 app.command("explain", rich_help_panel=EVALUATING)(guarded(explain))
 app.command("report", rich_help_panel=READING)(guarded(report))
 app.command("check", rich_help_panel=READING)(guarded(check))

@@ -10,8 +10,8 @@ import typer
 HOW, RUN, LOAD = "How", "The run", "Loading the model"
 
 ModelName = Annotated[str | None, typer.Argument(
-    metavar="MODEL", help="[bold]demo:NAME[/], [bold]timm:NAME[/], [bold]torchvision:NAME[/], [bold]hf:ID[/] or "
-    "[bold]path.py:factory[/] (that runs the file's code).", show_default=False)]
+    metavar="MODEL", help="[bold]demo:NAME[/], [bold]timm:NAME[/], [bold]torchvision:NAME[/], [bold]hf:ID[/], "
+    "[bold]run:DIR[/] (of a training) or [bold]path.py:factory[/] (that runs the file's code).", show_default=False)]
 Weights = Annotated[Path | None, typer.Option(
     metavar="FILE", rich_help_panel=LOAD,
     help="Weights: .safetensors, or .pt (only tensors are ever loaded, never code).")]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-FAMILIES = {"attacks": "robustkit.attacks", "explainers": "robustkit.explain"}
-KINDS = (*FAMILIES, "models", "data", "threats")
+FAMILIES = {"attacks": "robustkit.attacks", "defenses": "robustkit.defenses", "explainers": "robustkit.explain"}
+KINDS = (*FAMILIES, "models", "networks", "data", "threats")
 THREATS = (
     ("linf:EPS", "every value of the input may change by at most EPS, e.g. linf:8/255"),
     ("l2:EPS", "the Euclidean length of the whole change is at most EPS, e.g. l2:0.5"),
@@ -17,7 +17,7 @@ THREATS = (
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="What to list.", show_default=False)],
 ) -> None:
-    """List attacks, explainers (saliency methods), models, data sources or threats."""
+    """List attacks, defenses, explainers (saliency methods), models, networks to train, data sources or threats."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -42,9 +42,9 @@ def rows_of(kind: str) -> Iterable[tuple[str, str]]:
 
     if kind in FAMILIES:
         return [(item.name, item.summary) for item in Registry(FAMILIES[kind]).catalogue().values()]
-    if kind in ("models", "data"):
-        items = catalogue.models() if kind == "models" else catalogue.data()
-        return [(item.name, item.summary) for item in items]
+    listings = {"models": catalogue.models, "networks": catalogue.networks, "data": catalogue.data}
+    if kind in listings:
+        return [(item.name, item.summary) for item in listings[kind]()]
     if kind == "threats":
         return THREATS
     raise UsageError("nothing of that kind to list", expected=", ".join(KINDS), got=repr(kind), fix=near(kind, KINDS))

@@ -8,7 +8,7 @@ from robustkit.cli.check import RUN
 
 FILES = {"html": "report.html", "md": "report.md", "json": "results.json", "junit": "junit.xml"}
 PAGE = ("html", "json")
-"""What an explanation has of them."""
+"""What an explanation or a training has of them."""
 
 
 def report(
@@ -16,16 +16,17 @@ def report(
     formats: Annotated[str | None, typer.Option(
         "--format", metavar="html,md,json,junit",
         help="What to write: a self-contained page, Markdown for a pull request, JUnit's XML for a build server; json "
-        "is what the run itself wrote. An explanation has html and json. [dim]Default: all[/]")] = None,
+        "is what the run itself wrote. Explanations and trainings have html and json. [dim]Default: all[/]")] = None,
 ) -> None:
     """Write the reports of a run and print their paths."""
-    from robustkit.report.write import write, write_page
+    from robustkit.report.write import PAGES, write, write_page
     from robustkit.run.folder import kind_of, read_results
     from robustkit.run.manifest import update_manifest
 
     wanted = list(FILES) if formats is None else formats_from(formats)
-    if kind_of(read_results(run, kind=None)) == "explanation":
-        wanted = _of_a_page(wanted, asked=formats is not None)
+    kind = kind_of(read_results(run, kind=None))
+    if kind in PAGES:
+        wanted = _of_a_page(wanted, kind, asked=formats is not None)
         again = [name for name in wanted if name != "json"]
         if again:
             write_page(run)
@@ -39,17 +40,18 @@ def report(
         typer.echo(run / FILES[name])
 
 
-def _of_a_page(names: list[str], *, asked: bool) -> list[str]:
-    """The formats that an explanation has.
+def _of_a_page(names: list[str], kind: str, *, asked: bool) -> list[str]:
+    """The formats that a run has whose only report is a page.
 
     Raises:
         UsageError: another one was asked for.
     """
     from robustkit.core.errors import UsageError
+    from robustkit.report.text import a_run
 
     others = [name for name in names if name not in PAGE]
     if others and asked:
-        raise UsageError("an explanation has no such report", expected=" or ".join(PAGE), got=others[0],
+        raise UsageError(f"{a_run(kind)} has no such report", expected=" or ".join(PAGE), got=others[0],
                          where="--format", fix="Its page, report.html, holds all.")
     return [name for name in names if name in PAGE]
 

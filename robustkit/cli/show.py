@@ -4,8 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-FAMILIES = {"attack": "robustkit.core.attack", "explainer": "robustkit.core.explainer"}
-"""Kind of method -> the module with its registry, called ATTACKS, EXPLAINERS there."""
+FAMILIES = {
+    "attack": "robustkit.core.attack", "defense": "robustkit.core.defense", "explainer": "robustkit.core.explainer",
+}
+"""Kind of method -> the module with its registry, called ATTACKS, DEFENSES, EXPLAINERS there."""
 
 
 def show(
@@ -72,6 +74,9 @@ def example(entry: Any) -> str:
     if entry.family == "explainer":
         what = "efficientnet_lite0 --data demo:photos" if entry.cls.pixels else "mnist-robust --data demo:mnist"
         return f"robustkit explain demo:{what} --limit 2 --method {entry.name}{given}"
+    if entry.family == "defense":
+        threat = " --threat linf:0.2" if entry.cls().adversarial else ""
+        return f"robustkit train demo:mnist-train --model cnn --defense {entry.name}{threat} --epochs 5"
     if "segmentation" in getattr(entry.cls, "tasks", ()):
         return (f"robustkit evaluate demo:shapes-segmentation --data demo:shapes --attack {entry.name}{given} "
                 "--threat linf:0.03 --limit 64")
@@ -85,6 +90,9 @@ def python_example(entry: Any) -> str:
     if entry.family == "explainer":
         given = next((f":{o.default}" for o in entry.options() if o.name == "name"), "")
         return f'rk.explain(model, x, "{entry.name}{given}").attribution().values'
+    if entry.family == "defense":
+        threat = "threat=rk.Linf(8 / 255)" if entry.cls().adversarial else ""
+        return f"rk.train(model, (x, y), defense=rk.{entry.cls.__name__}({threat}))"
     norm, eps = _radius(entry)
     if getattr(entry.cls, "free", False):  # classes of other libraries go by their text form
         given = next(o.default for o in entry.options() if o.name == "name")

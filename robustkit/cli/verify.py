@@ -8,8 +8,8 @@ from robustkit.cli.check import RUN
 def verify(run: RUN) -> None:
     """Load the stored adversarial inputs again and check every claim of the run; exit 4 if one does not hold.
 
-    The model and the data are loaded from where the run's config.yaml says they are. Of an explanation the files are
-    checked, by their hashes.
+    The model and the data are loaded from where the run's config.yaml says they are. Of an explanation or a
+    training the files are checked, by their hashes.
     """
     from rich.console import Console
 

@@ -175,6 +175,18 @@ def task_from(task: Task | str) -> Task:
     return kind(**spec.options)
 
 
+def task_text(task: Task) -> str:
+    """The text form of a task, with the options that differ from their defaults; a task of one's own has its name.
+
+    >>> task_text(task_from("segmentation:ignore_index=0"))
+    'segmentation:ignore_index=0'
+    """
+    if type(task) is not TASKS.get(task.name):
+        return task.name
+    values = ((item.name, getattr(task, item.name), item.default) for item in fields(task))  # type: ignore[arg-type]
+    return str(MethodSpec(task.name, {name: value for name, value, default in values if value != default}))
+
+
 def _check_labels(y: Tensor, classes: int, shape: tuple[int, ...], ignore: int | None) -> None:
     if y.is_floating_point() or y.is_complex() or tuple(y.shape[1:]) != shape:
         raise UsageError(

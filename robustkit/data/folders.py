@@ -60,6 +60,9 @@ class FolderData(Data):
     def __len__(self) -> int:
         return len(self._pictures)
 
+    def targets(self) -> Tensor:
+        return torch.tensor([picture.label for picture in self._pictures], dtype=torch.int64)
+
     def take(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = [self._pictures[i] for i in ids]
         paths = [self._root / picture.file for picture in chosen]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from robustkit.core.errors import UsageError
 
+READ = 256  # samples read at a time where only their labels are wanted
+
 
 class Data(ABC):
     """A finite, ordered set of labelled samples. A sample's id is its place in that order, 0 to len - 1, for good.
@@ -39,6 +41,11 @@ class Data(ABC):
         Raises:
             UsageError: a sample that cannot be read or holds NaN or infinity.
         """
+
+    def targets(self) -> Tensor:
+        """y of all samples, in order; without their inputs where the labels lie apart from them."""
+        ids = range(len(self))
+        return torch.cat([self.take(ids[i : i + READ])[1] for i in range(0, len(self), READ)])
 
     def picture_file(self, sample: int) -> Path | None:
         """The picture that a sample was made of, where it lies in a file."""
@@ -74,6 +81,9 @@ class TensorData(Data):
 
     def __len__(self) -> int:
         return len(self._y)
+
+    def targets(self) -> Tensor:
+        return self._y
 
     def take(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(list(ids), dtype=torch.int64)

@@ -14,7 +14,6 @@ from typing import Any
 from markupsafe import Markup
 
 from robustkit.core import heat
-from robustkit.core.errors import UsageError
 from robustkit.report import plots
 from robustkit.report.explain_maps import SMALL, cell, jpeg, photo, read_arrays
 from robustkit.report.files import RunFiles
@@ -65,20 +64,7 @@ def opened(folder: str | Path) -> RunFiles:
         UsageError: the folder holds no explanation, or its files are damaged.
         Incomplete: the run has no results yet.
     """
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    run = RunFiles.open(folder)
-    faults = Draft202012Validator(load_schema()).iter_errors(run.results)
-    error = best_match(f for f in faults if f.validator != "additionalProperties")  # minor versions add keys
-    if error is not None:
-        raise UsageError(
-            "not the results of an explanation",
-            got=f"{error.message[:200]} in {error.json_path}",
-            where=str(run.path / "results.json"),
-            fix="Give a folder that `robustkit explain` wrote; if it did, the run is damaged: start it again.",
-        )
-    return run
+    return RunFiles.open(folder).of("explanation", load_schema(), "robustkit explain")
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from robustkit.core.errors import Incomplete, UsageError
 from robustkit.core.files import read_json, read_lines
+from robustkit.report.text import a_run
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 EVALUATION = "evaluation"
+BEST = "evaluation-best"
+"""The folder of the evaluation of a training's best weights, inside that of the training."""
 MAJOR = "1"
 """Major version of ``results.json`` that the reports understand; minor versions only add keys."""
 
@@ -67,7 +71,7 @@ class RunFiles:
                 )
             raise UsageError(
                 "no run there",
-                expected="a folder that `robustkit evaluate` or `robustkit explain` wrote",
+                expected="a folder that `robustkit evaluate`, `robustkit explain` or `robustkit train` wrote",
                 where=str(folder),
                 fix="Its last line of output is the folder's path.",
             )
@@ -88,17 +92,38 @@ class RunFiles:
         Raises:
             UsageError: another kind of run; something is missing in its files, or of another type; says where.
         """
-        from jsonschema import Draft202012Validator
-        from jsonschema.exceptions import best_match
-
-        kind = self.results.get("kind", EVALUATION)
+        kind = self.kind
         if kind != EVALUATION:
-            raise UsageError(f"this run is an {kind}", expected=f"an {EVALUATION}", where=str(self.path))
+            fix = "Name the folder of an evaluation."
+            if (self.path / BEST / "results.json").is_file():
+                fix = f"Name the evaluation of its best weights: {self.path / BEST}."
+            raise UsageError(f"this run is {a_run(kind)}", expected=a_run(EVALUATION), where=str(self.path), fix=fix)
         for name, value, schema in (("results.json", self.results, load_schema()), ("run.json", self.run, HEADER)):
-            faults = Draft202012Validator(schema).iter_errors(value)
-            error = best_match(f for f in faults if f.validator != "additionalProperties")  # minor versions add keys
-            if error is not None:
-                raise _damaged(self.path / name, f"{error.message[:200]} in {error.json_path}")
+            got = misfit(value, schema)
+            if got is not None:
+                raise _damaged(self.path / name, got)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What sort of run it is."""
+        return str(self.results.get("kind", EVALUATION))
+
+    def of(self, kind: str, schema: Mapping[str, Any], command: str) -> RunFiles:
+        """The same run, once its results have the shape of this kind, and ``run.json`` what reports read of it.
+
+        Raises:
+            UsageError: they have another one.
+        """
+        for name, value, wanted in (("results.json", self.results, schema), ("run.json", self.run, HEADER)):
+            got = misfit(value, wanted)
+            if got is not None:
+                raise UsageError(
+                    f"not the results of {a_run(kind)}" if value is self.results else "cannot read a file of the run",
+                    got=got,
+                    where=str(self.path / name),
+                    fix=f"Give a folder that `{command}` wrote; if it did, the run is damaged: start it again.",
+                )
         return self
 
     def clean_rows(self) -> list[Row]:
@@ -141,6 +166,20 @@ class RunFiles:
             return {name: self._dense[f"{name}/{i}"] for name in DENSE}
         except KeyError as error:
             raise _damaged(file, f"no {error}") from None
+
+
+def misfit(value: Any, schema: Mapping[str, Any]) -> str | None:
+    """Where a value does not fit a JSON Schema, and why; None where it fits. Unknown keys fit: minor versions add them.
+
+    >>> misfit({"n": "1", "m": 2}, {"properties": {"n": {"type": "integer"}}, "additionalProperties": False})
+    "'1' is not of type 'integer' in $.n"
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    faults = Draft202012Validator(schema).iter_errors(value)
+    error = best_match(f for f in faults if f.validator != "additionalProperties")
+    return None if error is None else f"{error.message[:200]} in {error.json_path}"
 
 
 def load_schema() -> dict[str, Any]:

@@ -40,12 +40,12 @@ def curve(points: Sequence[Mapping[str, Any]], *, eps: float, chance: float | No
         low, high = ([100 * p["interval"][side] for p in points] for side in (0, 1))
         axes.fill_between(x, low, high, color=ROBUST, alpha=0.16, lw=0)
         axes.plot(x, [100 * p["robust_accuracy"] for p in points], color=ROBUST, lw=1.8, marker="o", ms=4)
-        _frame(axes, f"eps, {norm}", "robust accuracy, %")
+        frame(axes, f"eps, {norm}", "robust accuracy, %")
         _mark(axes, eps, left=eps < 0.6 * max(x))
         if chance is not None:
             axes.axhline(100 * chance, color=MUTED, lw=0.9, ls=(0, (1, 2)))
             axes.annotate("chance", (0.0, 100 * chance), (4, 4), color=MUTED, fontsize=9.5, textcoords="offset points")
-        return _svg(figure, "Robust accuracy against eps")
+        return inline(figure, "Robust accuracy against eps")
 
 
 def curves(
@@ -59,10 +59,10 @@ def curves(
             x = [p["eps"] for p in points]
             axes.step(x, [100 * p["robust_accuracy"] for p in points], where="post", color=ROBUST, lw=1.8, ls=line,
                       label=label)
-        _frame(axes, f"eps, {norm}", "robust accuracy, %")
+        frame(axes, f"eps, {norm}", "robust accuracy, %")
         _mark(axes, eps, left=eps < 0.6 * axes.get_xlim()[1])
         axes.legend(frameon=False, loc="upper right", labelcolor=INK)
-        return _svg(figure, "Robust accuracy against eps, from minimum-norm attacks")
+        return inline(figure, "Robust accuracy against eps, from minimum-norm attacks")
 
 
 def cascade(lines: Mapping[str, Sequence[float | None]]) -> str:
@@ -74,14 +74,14 @@ def cascade(lines: Mapping[str, Sequence[float | None]]) -> str:
             y = [np.nan if value is None else value for value in values]
             style, hue = LINES[k // len(HUES) % len(LINES)], HUES[k % len(HUES)]
             axes.plot(range(1, len(y) + 1), y, ls=style, color=hue, lw=1.8, marker="o", ms=3.5, label=label)
-        _frame(axes, "layers drawn anew, from the outputs down", "rank correlation")
+        frame(axes, "layers drawn anew, from the outputs down", "rank correlation")
         lowest = min((value for values in lines.values() for value in values if value is not None), default=0.0)
         axes.set(ylim=(min(-0.5, lowest - 0.05), 1.05), yticks=(-0.5, 0, 0.5, 1))
         axes.axhline(0, color=MUTED, lw=0.9, ls=(0, (1, 2)))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for entry in axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), labelcolor=INK).get_texts():
             entry.set_parse_math(False)
-        return _svg(figure, "Similarity under randomised weights")
+        return inline(figure, "Similarity under randomised weights")
 
 
 def strip(states: NDArray[np.int64], columns: int = COLUMNS) -> str:
@@ -120,7 +120,8 @@ def _mark(axes: Any, eps: float, *, left: bool) -> None:
     )
 
 
-def _frame(axes: Any, x: str, y: str) -> None:
+def frame(axes: Any, x: str, y: str) -> None:
+    """Axes without a box; y from 0 to 100, with room above for names, unless it is set anew."""
     axes.set(xlabel=x, ylabel=y, ylim=(-2, 112), yticks=range(0, 101, 20))
     axes.margins(x=0.02)
     axes.grid(axis="y", color=MUTED, alpha=0.22, lw=0.6)
@@ -134,7 +135,7 @@ def _frame(axes: Any, x: str, y: str) -> None:
     axes.yaxis.label.set_color(MUTED)
 
 
-def _svg(figure: Figure, title: str) -> str:
+def inline(figure: Figure, title: str) -> str:
     """The figure without its prologue, ids made stable, colours left to the page."""
     figure.patch.set_alpha(0)
     for axes in figure.axes:

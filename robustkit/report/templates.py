@@ -26,6 +26,7 @@ def environment() -> Environment:
     made.filters.update(
         median_of=median_of,
         percent=text.percent,
+        share=lambda value: "–" if value is None else text.percent(value),
         measure=text.measure,
         headline=text.headline,
         between=text.between,

@@ -8,6 +8,15 @@ from typing import Any
 STATES = {"PASS": "pass", "WARN": "warn", "FAIL": "fail", "NOT RUN": "skip"}
 
 
+def a_run(kind: str) -> str:
+    """A kind of run with its article.
+
+    >>> a_run("training"), a_run("explanation")
+    ('a training', 'an explanation')
+    """
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in percent.
 

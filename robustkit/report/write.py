@@ -9,6 +9,7 @@ from robustkit.core.errors import UsageError, near
 from robustkit.core.files import replace_file
 from robustkit.report import junit, markdown
 from robustkit.report.files import RunFiles
+from robustkit.report.text import a_run
 
 
 def _html(run: RunFiles) -> str:
@@ -18,6 +19,18 @@ def _html(run: RunFiles) -> str:
     return render(run)
 
 
+def _explanation(folder: Path) -> str:
+    from robustkit.report.explain import render
+
+    return render(folder)
+
+
+def _training(folder: Path) -> str:
+    from robustkit.report.train import render
+
+    return render(folder)
+
+
 RESULTS, PAGE = "results.json", "report.html"
 FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
     "html": (PAGE, _html),
@@ -25,6 +38,8 @@ FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
     "junit": ("junit.xml", junit.render),
 }
 """Format -> file and what renders it. ``json`` is what the run itself wrote, and is only named."""
+PAGES: dict[str, Callable[[Path], str]] = {"explanation": _explanation, "training": _training}
+"""Kinds of run whose only report is a page -> what renders it."""
 
 
 def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summary: bool = False) -> dict[str, Path]:
@@ -57,15 +72,19 @@ def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summa
 
 
 def write_page(run_dir: str | Path) -> Path:
-    """Write the page of an explanation and return its path; it has no other report.
+    """Write the page of an explanation or of a training and return its path; they have no other report.
 
     Raises:
-        UsageError: the folder holds no explanation, or one whose results are damaged.
+        UsageError: the folder holds neither, or one whose results are damaged.
+        Incomplete: the run has no results yet; the disk is full.
     """
-    from robustkit.report.explain import render
-
     folder = Path(run_dir)
-    replace_file(folder / PAGE, render(folder).encode("utf-8", errors="replace"))
+    kind = RunFiles.open(folder).kind
+    if kind not in PAGES:
+        raise UsageError(
+            f"this run is {a_run(kind)}", expected=" or ".join(map(a_run, PAGES)), where=str(folder), fix="Call write."
+        )
+    replace_file(folder / PAGE, PAGES[kind](folder).encode("utf-8", errors="replace"))
     return folder / PAGE
 
 

@@ -45,7 +45,7 @@ class EvaluateConfig(RunConfig):
         "threat": "Add --threat linf:8/255, or `threat:` in the file; `robustkit list threats` shows the norms.",
     }
 
-    model: Text = Field(description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID or path.py:factory")
+    model: Text = Field(description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID, run:DIR or path.py:factory")
     data: Text = Field(description="demo:NAME, folder:DIR, npz:FILE, hf:ID or path.py:factory")
     attacks: Annotated[tuple[StrictStr, ...], Field(min_length=1)] = Field(
         description="a list of attacks such as pgd:steps=20"

@@ -105,7 +105,7 @@ def evaluate(
     folder = Path(tempfile.mkdtemp(prefix="robustkit-") if out is None else out)
     try:
         with make_progress(progress) as shown, nullcontext() if out is not None else unsynced():
-            results = _journey(plan, folder, ["python"], shown, reports=out is not None)
+            results = journey(plan, folder, ["python"], shown, reports=out is not None)
     except BaseException:
         if out is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +122,7 @@ def run(config: EvaluateConfig, out: Path, *, command: list[str], progress: Prog
     shown = progress or NoProgress()
     for warning in config_warnings(config):
         shown.note(f"warning: {warning}")
-    return _journey(plan_from(config), out, command, shown, reports=True)
+    return journey(plan_from(config), out, command, shown, reports=True)
 
 
 def plan_from(config: EvaluateConfig) -> Plan:
@@ -144,7 +144,12 @@ def plan_from(config: EvaluateConfig) -> Plan:
     return Plan(model, data, attacks, threat, config, surrogate)
 
 
-def _journey(plan: Plan, folder: Path, command: list[str], progress: Progress, *, reports: bool) -> dict[str, Any]:
+def journey(plan: Plan, folder: Path, command: list[str], progress: Progress, *, reports: bool) -> dict[str, Any]:
+    """From a plan to the results in a folder, where the same plan goes on.
+
+    Raises:
+        RobustkitError: whatever went wrong, with its exit code.
+    """
     stored = read_json(folder / "preflight.json") if folder.is_dir() else None
     first = check_first(plan, stored, progress)
     with RunDirectory.open(folder, plan.config, header(plan.model, plan.data, command)) as directory:

@@ -37,7 +37,9 @@ class ExplainConfig(RunConfig):
     paths: ClassVar[tuple[str, ...]] = ("weights", "from_run")
     lists_of_paths: ClassVar[tuple[str, ...]] = ("images",)
 
-    model: Text | None = Field(None, description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID or path.py:factory")
+    model: Text | None = Field(
+        None, description="demo:NAME, timm:NAME, torchvision:NAME, hf:ID, run:DIR or path.py:factory"
+    )
     images: tuple[Text, ...] = Field((), description="a list of pictures, or folders of them")
     data: Text | None = Field(None, description="demo:NAME, folder:DIR, npz:FILE, hf:ID or path.py:factory")
     from_run: Path | None = Field(None, description="the folder of an evaluation")

@@ -12,6 +12,8 @@ from typing import Any
 
 from robustkit.core.errors import UsageError
 from robustkit.core.files import read_json, slug, writing
+from robustkit.report.files import BEST
+from robustkit.report.text import a_run
 from robustkit.run.manifest import UNLISTED, listed
 from robustkit.run.options import RunConfig, config_digest, difference, load_options
 from robustkit.run.yaml_file import read_yaml
@@ -30,17 +32,18 @@ def read_results(path: Path, kind: str | None = "evaluation") -> dict[str, Any]:
     """
     results = read_json(path / "results.json")
     if isinstance(results, dict) and kind not in (None, kind_of(results)):
-        raise UsageError(
-            f"this run is an {kind_of(results)}", expected=f"an {kind}", where=str(path), fix="Name another folder."
-        )
+        fix = "Name another folder."
+        if kind == "evaluation" and (path / BEST / "results.json").is_file():
+            fix = f"Name the evaluation of its best weights: {path / BEST}."
+        raise UsageError(f"this run is {a_run(kind_of(results))}", expected=a_run(str(kind)), where=str(path), fix=fix)
     if isinstance(results, dict):
         return results
     if not (path / "config.yaml").is_file():
         raise UsageError(
             "no run there",
-            expected="a folder that `robustkit evaluate` or `robustkit explain` wrote"
+            expected="a folder that `robustkit evaluate`, `robustkit explain` or `robustkit train` wrote"
             if kind is None
-            else f"the folder of an {kind}",
+            else f"the folder of {a_run(kind)}",
             where=str(path),
             fix="Its last line of output is the folder's path.",
         )
@@ -113,7 +116,7 @@ def _compare(path: Path, config: RunConfig, header: Mapping[str, Any]) -> None:
     if isinstance(found, Mapping) and config.mark not in found:
         raise UsageError(
             "the folder holds a run of another kind",
-            expected=f"an {config.kind}",
+            expected=a_run(config.kind),
             where=str(path),
             fix="Give another folder with --out.",
         )

@@ -1,4 +1,7 @@
-"""The SHA-256 of every file of a run: what was claimed can be told from what was changed afterwards."""
+"""The SHA-256 of every file of a run: what was claimed can be told from what was changed afterwards.
+
+Runs inside a run (the evaluations of a training) have manifests of their own.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,8 @@ def _state(known: bool, there: bool) -> str:
 
 def _hashes(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    runs = {file.parent for file in files if file.name == "manifest.json"} - {path}
+    files = [file for file in files if not runs & set(file.parents)]
     names = {file.relative_to(path).as_posix(): file for file in files}
     return {name: _sha256(file) for name, file in names.items() if name not in UNLISTED and not name.endswith(".tmp")}
 

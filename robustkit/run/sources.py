@@ -1,4 +1,4 @@
-"""Paths inside model and data sources: ``folder:DIR``, ``npz:FILE``, ``path.py:factory``, ``hf:./DIR``."""
+"""Paths inside model and data sources: ``folder:DIR``, ``npz:FILE``, ``run:DIR``, ``path.py:factory``, ``hf:./DIR``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def absolute_source(text: str, folder: Path) -> str:
     'timm:resnet50'
     """
     scheme, _, rest = text.partition(":")
-    if rest and (scheme in ("folder", "npz") or (scheme == "hf" and rest.startswith("."))):
+    if rest and (scheme in ("folder", "npz", "run") or (scheme == "hf" and rest.startswith("."))):
         return f"{scheme}:{absolute_path(rest, folder)}"
     file, colon, factory = text.rpartition(":")
     if colon and file.endswith(".py"):

@@ -30,7 +30,7 @@ def verify(path: str | Path, *, model: Model | None = None, data: Any = None) ->
     """Reload what a run stored and check every claim on it.
 
     Args:
-        path: folder of a finished run; of an explanation the files alone are checked.
+        path: folder of a finished run; of an explanation or a training the files alone are checked.
         model, data: for runs made from Python; those of the command line are loaded again by name.
 
     Returns:
@@ -41,7 +41,7 @@ def verify(path: str | Path, *, model: Model | None = None, data: Any = None) ->
     """
     folder = Path(path)
     results = read_results(folder, kind=None)
-    if kind_of(results) != EvaluateConfig.kind:  # maps claim nothing that a second look would not compute anew
+    if kind_of(results) != EvaluateConfig.kind:  # what maps and weights claim, only making them anew would check
         return [_files(folder)]
     config = load_config(folder / "config.yaml", {})
     plan = _plan(config, model, data)

@@ -1,4 +1,4 @@
-"""From text to a wrapped model: `demo:`, `timm:`, `torchvision:`, `hf:`, `path.py:factory`."""
+"""From text to a wrapped model: `demo:`, `timm:`, `torchvision:`, `hf:`, `run:`, `path.py:factory`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustkit.userfile import call_factory, is_user_file
 from robustkit.zoo.source import Source
 from robustkit.zoo.weights import load_into, read_state
 
-SOURCES = ("demo", "timm", "torchvision", "hf")  # modules of this package, each with find(name, weights) -> Source
+SOURCES = ("demo", "timm", "torchvision", "hf", "run")  # modules here, each with find(name, weights) -> Source | Model
 
 
 def load(
@@ -39,7 +39,7 @@ def load(
         weights: a .safetensors, .pt or .pth file instead of the published weights; nothing is fetched then, except by
             `hf:`.
         mean, std: per channel; by default those the network's makers wrote down.
-        bounds: valid range of inputs before normalisation; (0, 1) by default.
+        bounds: valid range of inputs before normalisation; by default (0, 1), or that of the training for `run:`.
         task: by default what the network is for; classification where that is not known.
         device: where to put the network; by default where it was made.
         eot: passes averaged for networks that are random by design.
@@ -66,7 +66,7 @@ def load(
         net,
         mean=mean,
         std=std,
-        bounds=(0.0, 1.0) if bounds is None else bounds,
+        bounds=bounds or source.bounds or (0.0, 1.0),
         task=task or source.task,
         preprocessing=source.preprocessing,
         eot=eot,

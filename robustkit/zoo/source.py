@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from robustkit.core.errors import UsageError
 from robustkit.core.preprocessing import Preprocessing
+from robustkit.core.task import Task
+from robustkit.core.types import Bounds
 from robustkit.zoo.weights import load_into, read_state
 
 Build = Callable[[int | None], nn.Module]
@@ -26,7 +28,8 @@ class Source:
     net: nn.Module
     preprocessing: Preprocessing | None = None
     class_names: Sequence[str] | None = None
-    task: str = "classification"
+    task: Task | str = "classification"
+    bounds: Bounds | None = None
 
 
 def built(build: Build, weights: Path | None) -> nn.Module:
@@ -50,8 +53,8 @@ def outputs_of(state: dict[str, Tensor], net: nn.Module) -> int | None:
     return rows[0] if rows else None
 
 
-def fetched(call: Callable[[], Any], what: str) -> Any:
-    """What `call` loads through a library's own hub and cache.
+def fetched(call: Callable[[], Any], what: str, option: str = "--weights") -> Any:
+    """What `call` loads through a library's own hub and cache; `option` is what names a file instead.
 
     Raises:
         UsageError: whatever went wrong in there.
@@ -65,5 +68,5 @@ def fetched(call: Callable[[], Any], what: str) -> Any:
             expected="weights in the local cache, or a connection to fetch them",
             got=message,
             where="model",
-            fix="With --weights FILE nothing is fetched.",
+            fix=f"With {option} FILE nothing is fetched.",
         ) from error

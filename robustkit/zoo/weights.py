@@ -53,7 +53,7 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         UsageError: keys or shapes differ; a few of each are named.
     """
     wanted = net.state_dict()
-    state = _without_prefix(state, wanted)
+    state = without_prefix(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted]
     shapes = [
@@ -129,7 +129,8 @@ def _unnested(content: Any, where: str) -> State:
     )
 
 
-def _without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors under the names that the network has for them, as far as a shared prefix is what differs."""
     known = {key.partition(".")[0] for key in wanted}
     while state and len(heads := {key.partition(".")[0] for key in state}) == 1 and not heads & known:
         if not all("." in key for key in state):

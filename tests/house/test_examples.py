@@ -14,6 +14,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
+ARGUMENTS = {"compare_defenses": ("--only", "trades", "--budget", "3000", "--points", "10")}
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -27,7 +28,7 @@ def run(*command: str, cwd: Path) -> str:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):
-    assert run(str(script), cwd=tmp_path).strip()
+    assert run(str(script), *ARGUMENTS.get(script.stem, ()), cwd=tmp_path).strip()
 
 
 def test_commands_of_the_demo(tmp_path):
