@@ -123,7 +123,7 @@ def train(
     out: Annotated[Path | None, typer.Option(
         metavar="DIR", rich_help_panel=RUN,
         help="Folder of the run; the same command goes on there. "
-        "[dim]Default: runs/DATE_train-MODEL-DEFENSE_N[/]")] = None,
+        "[dim]Default: runs/DATE_train-..._N[/]")] = None,
     resume: Annotated[str | None, typer.Option(
         metavar="auto|never", rich_help_panel=RUN,
         help="Go on with a training that was begun in the folder, or refuse to. [dim]Default: auto[/]")] = None,
@@ -178,10 +178,13 @@ def print_training(results: Mapping[str, Any], folder: Path) -> None:
 
     console = Console()
     console.print(weights_table(results))
+    refused: dict[str, list[str]] = {}
     for row in results["evaluations"]:
         if row["refused"]:
-            console.print(f"[yellow]refused[/] {row['weights']}: {escape(row['refused'])}", highlight=False,
-                          soft_wrap=True)
+            refused.setdefault(row["refused"], []).append(row["weights"])
+    for reason, whose in refused.items():
+        console.print(f"[yellow]refused[/] the evaluation of {' and '.join(whose)}: {escape(reason)}", highlight=False,
+                      soft_wrap=True)
     if results["evaluations"] and not results["evaluations"][0]["unseen"]:
         console.print("[yellow]note[/] evaluated on the held-out part, which also chose the weights: optimistic. Give "
                       "--test DATA for an honest number.", highlight=False, soft_wrap=True)
@@ -196,15 +199,18 @@ def weights_table(results: Mapping[str, Any]) -> Any:
 
     judged = {row["weights"]: row for row in results["evaluations"]}
     table = Table(box=None, pad_edge=False)
-    of = f", {next(iter(judged.values()))['attack']}" if judged else ""
-    for title in ("weights", "epoch", "held out: clean", "robust", "evaluation: clean", f"robust{of}", "95 %"):
-        table.add_column(title, justify="left" if title == "weights" else "right")
+    attack = next(iter(judged.values()))["attack"] if judged else ""
+    titles = ["\nweights", "\nepoch", "held out\nclean", "\nrobust"]
+    titles += ["evaluation\nclean", f"{attack}\nrobust", "\n95 %"] if judged else []
+    for title in titles:
+        table.add_column(title, justify="left" if title == titles[0] else "right", no_wrap=True)
     for which in ("best", "last"):
         found, row = results[which], judged.get(which, {})
         low, high = row.get("interval") or (None, None)
         span = "" if low is None else f"[{percent(low)}, {percent(high)}]"
         figures = (found["clean"], found["robust"], row.get("clean_accuracy"), row.get("robust_accuracy"))
-        table.add_row(which, str(found["epoch"]), *map(percent, figures), span.replace("[", r"\["))
+        cells = (which, str(found["epoch"]), *map(percent, figures), span.replace("[", r"\["))
+        table.add_row(*cells[: len(titles)])
     return table
 
 

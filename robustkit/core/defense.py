@@ -55,6 +55,9 @@ class Step:
     def __float__(self) -> float:
         return float(self.loss)
 
+    def __format__(self, form: str) -> str:
+        return format(float(self), form) if form else str(self)
+
 
 @method
 class Defense(ABC):
@@ -297,6 +300,13 @@ def defense_from(value: Defense | str) -> Defense:
     """
     if isinstance(value, Defense):
         return value
+    if not isinstance(value, str):
+        raise UsageError(
+            "this is not a defense",
+            expected="rk.TRADES(...) or text such as trades:beta=6",
+            got=repr(value),
+            where="defense",
+        )
     *outer, last = split_defenses(value)
     spec = MethodSpec.parse(last)
     found: Defense = DEFENSES.get(spec.name).build(spec.options)

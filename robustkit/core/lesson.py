@@ -176,7 +176,7 @@ class Lesson:
         with self._normalised(sizes), self._autocast():
             outputs = as_tensor(self.state.engine.wrapper(self.model)(whole))
         outputs = outputs.to(self.model.dtype)
-        self._rows = len(whole)
+        self._rows = len(whole) * self.model.eot
         self.model.cost.forwards += self._rows
         found = dict(zip(parts, outputs.split(sizes), strict=True))
         with torch.no_grad():
@@ -188,6 +188,12 @@ class Lesson:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the parameters, as part of the step's. One B a part of the last forward."""
+        if not loss.requires_grad:
+            raise UsageError(
+                "the network cannot be trained: no differentiable path leads from its weights to its outputs",
+                where="the network's forward",
+                fix="Look for argmax, round, detach, no_grad or numpy inside.",
+            )
         self.state.engine.backward(loss)
         self.model.cost.backwards += self._rows
 
@@ -206,7 +212,7 @@ class Lesson:
             self._learns = before
 
     def cross_entropy(self, outputs: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-        """The task's own loss of each sample, (N,); classifiers may have labels smoothed, each by its own share (N,)."""
+        """The task's own loss of each sample, (N,); labels of classifiers may be smoothed, by one share or (N,)."""
         if isinstance(smoothing, float | int) and smoothing == 0:
             return self.model.task.loss(outputs, self.y)
         check_class_logits(self.model, f"{self.purpose}:label_smoothing")

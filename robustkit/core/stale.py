@@ -77,11 +77,12 @@ def twin(model: Model, device: torch.device, values: Mapping[str, Tensor]) -> Mo
     if device not in copies or [name for name, _ in copies[device].net.named_parameters()] != names:
         copies[device] = model.around(copy.deepcopy(net).to(device))
     found = copies[device]
+    later = device.type != "cpu"  # which would read before the copy is there
     with torch.no_grad():
         for (name, theirs), mine in zip(net.named_parameters(), found.net.parameters(), strict=True):
-            mine.copy_(values.get(name, theirs), non_blocking=True)
+            mine.copy_(values.get(name, theirs), non_blocking=later)
         for buffer, copied in zip(net.buffers(), found.net.buffers(), strict=True):
-            copied.copy_(buffer, non_blocking=True)
+            copied.copy_(buffer, non_blocking=later)
     for original, layer in zip(net.modules(), found.net.modules(), strict=True):
         layer.training = original.training
     return found

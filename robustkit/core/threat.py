@@ -162,11 +162,20 @@ class L1(Threat):
 THREATS: dict[str, type[Threat]] = {cls.norm: cls for cls in (Linf, L2, L1)}
 
 
-def threat_from(spec: ThreatSpec | str) -> Threat:
-    """The threat that a text names.
+def threat_from(spec: Threat | ThreatSpec | str) -> Threat:
+    """The threat that a text names; threats pass through.
 
     >>> threat_from("l2:0.5")
     L2(eps=0.5)
+
+    Raises:
+        UsageError: a text that names none, or something else.
     """
+    if isinstance(spec, Threat):
+        return spec
+    if not isinstance(spec, ThreatSpec | str):
+        raise UsageError(
+            "this is not a threat", expected="rk.Linf(8/255) or text such as linf:8/255", got=repr(spec), where="threat"
+        )
     spec = ThreatSpec.parse(spec) if isinstance(spec, str) else spec
     return THREATS[spec.norm](spec.eps)

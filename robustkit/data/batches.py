@@ -60,9 +60,9 @@ def held_out(labels: Sequence[int] | Tensor, count: int, seed: int) -> tuple[lis
     for place in torch.randperm(len(y), generator=generator).tolist():
         by_class.setdefault(classes[place], []).append(place)
     turns = []
-    for label, places in by_class.items():
+    for turn, places in enumerate(by_class.values()):  # classes as they were drawn: the first are no better than others
         half, last = len(places) // 2, len(places) - 1
-        turns += [(0 if i < half else 1 + (i == last), i, label, place) for i, place in enumerate(places)]
+        turns += [(0 if i < half else 1 + (i == last), i, turn, place) for i, place in enumerate(places)]
     held = [turn[-1] for turn in sorted(turns)[:count]]
     return sorted(set(range(len(y))) - set(held)), held
 

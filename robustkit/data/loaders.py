@@ -44,15 +44,15 @@ def as_data(source: object, limit: int | None = None, *, name: str = "") -> Data
     """
     if isinstance(source, Data):
         return source
-    name = name or type(getattr(source, "dataset", source)).__name__
-    if isinstance(source, DataLoader):
-        return _loader(source, limit, name)
     if (
         isinstance(source, tuple | list)
         and len(source) == 2
         and all(isinstance(part, Tensor | np.ndarray) for part in source)
     ):
-        return TensorData(*source, name=name)
+        return TensorData(*source, name=name or "tensors")
+    name = name or type(getattr(source, "dataset", source)).__name__
+    if isinstance(source, DataLoader):
+        return _loader(source, limit, name)
     if isinstance(source, str | bytes | Mapping | Tensor | np.ndarray):
         raise _no_data(source, name)
     if _by_index(source) and not _holds_batches(source):

@@ -11,6 +11,7 @@ Importing this module imports no torch.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -85,6 +86,16 @@ class RunDirectory:
     def close(self) -> None:
         """Give the lock back."""
         self._lock.release()
+
+    def discard(self) -> None:
+        """Remove what this process has begun and nothing was computed in, so that other options may go there.
+
+        A folder that held a run before is left alone.
+        """
+        if not self.resumed:
+            for entry in self.path.iterdir():
+                if entry.name != "lock":
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def __enter__(self) -> Self:
         return self

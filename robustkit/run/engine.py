@@ -25,6 +25,9 @@ from robustkit.run.session import recall_memory, remember_memory, timed, times
 from robustkit.run.stages import CLEAN, attack_stage, clean_stage, samples_file
 from robustkit.run.summary import robust_share, summarise
 
+FORCE = "--force"
+"""How the message of a refusal says what goes on all the same."""
+
 
 def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
     """The preflight, or what an earlier process found.
@@ -50,7 +53,7 @@ def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
         raise Refused(
             "; ".join(f"{row.id} {row.title}: {row.message.rstrip('.')}" for row in fatal),
             fix=" ".join(dict.fromkeys(row.remedy for row in fatal if row.remedy))
-            + " (--force goes on and stamps the report.)",
+            + f" ({FORCE} goes on and stamps the report.)",
         )
     return found
 

@@ -72,7 +72,7 @@ def evaluate(
         UsageError: something does not fit; the message says what.
     """
     wrapped = wrap(model)
-    where = threat_from(threat) if isinstance(threat, str) else threat
+    where = threat_from(threat)
     if not isinstance(where.eps, float | int):
         raise UsageError(
             "an evaluation has one eps",

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from robustkit.core.defense import Defense, defense_from
-from robustkit.core.errors import UsageError
+from robustkit.core.errors import Incomplete, UsageError
 from robustkit.core.files import unsynced
 from robustkit.core.model import Model, wrap
+from robustkit.core.splitnorm import check_branches
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data
 from robustkit.run.directory import RunDirectory
@@ -23,6 +24,7 @@ from robustkit.run.facts import header
 from robustkit.run.options import validated
 from robustkit.run.progress import NoProgress, Progress, make_progress
 from robustkit.run.session import times
+from robustkit.run.train_checkpoint import POSITION, Position
 from robustkit.run.train_config import SELECTION, TrainConfig
 from robustkit.run.train_evaluate import evaluate_weights
 from robustkit.run.train_loop import Trainer
@@ -112,11 +114,22 @@ def train(
             results, weights = _journey(plan, folder, ["python"], shown, page=out is not None)
         wrapped.net.load_state_dict(weights)
         wrapped.net.eval()
-    except BaseException:
+    except BaseException as error:
         if out is None:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, Incomplete):
+                raise _lost(error) from error
         raise
     return Training(results, folder, wrapped, temporary=out is None)
+
+
+def _lost(error: Incomplete) -> Incomplete:
+    return Incomplete(
+        "the training stopped, and nothing of it is kept",
+        got=error.what,
+        where="out",
+        fix="Give out=FOLDER: then the same call goes on.",
+    )
 
 
 def run(config: TrainConfig, out: Path, *, command: list[str], progress: Progress | None = None) -> dict[str, Any]:
@@ -133,8 +146,9 @@ def _plan(
 ) -> TrainPlan:
     if not isinstance(model.net, nn.Module):
         raise UsageError("only a torch.nn.Module can be trained", got=type(model.net).__name__, where="model")
+    check_branches(model.net, 1)  # the trainer prepares its own copy
     chosen = defense_from(defense)
-    where = threat_from(threat) if isinstance(threat, str) else threat or chosen.threat
+    where = chosen.threat if threat is None else threat_from(threat)
     if where is None and chosen.adversarial:
         where = DEFAULT_THREAT
     if where is not None and not isinstance(where.eps, float | int):
@@ -147,7 +161,7 @@ def _plan(
         "model": f"python:{model.name}",
         "defense": chosen.text,
         "threat": text,
-        "select": list(options["select"]),
+        "select": [options["select"]] if isinstance(options["select"], str) else list(options["select"]),
     }
     config = validated(TrainConfig, {**options, **given}, "train")
     limit = config.limit
@@ -168,15 +182,15 @@ def _journey(
     """The results, and the best weights."""
     began = time.time()
     with RunDirectory.open(folder, plan.config, header(plan.model, plan.data, command)) as run_directory:
+        _check_resume(plan, run_directory)
         if run_directory.finished:
             progress.note(f"the run in {run_directory.path} is finished: nothing to do")
             found: dict[str, Any] = run_directory.read_json("results.json")
             return found, run_directory.read_tensors("best.safetensors")
-        _check_resume(plan, run_directory)
-        for note in plan.notes:
+        for note in plan.remarks:
             progress.note(note)
         run_directory.write_json("model.json", model_file(plan))
-        position = Trainer(plan, run_directory, progress).fit()
+        position = _trained(plan, run_directory, progress)
         evaluations = evaluate_weights(plan, run_directory, position, progress)
         results = {**summarise(plan, run_directory, position, evaluations), "times": times(run_directory, began)}
         run_directory.write_json("results.json", results)
@@ -186,6 +200,15 @@ def _journey(
             write_page(run_directory.path)
         run_directory.write_manifest()
         return results, run_directory.read_tensors("best.safetensors")
+
+
+def _trained(plan: TrainPlan, run_directory: RunDirectory, progress: Progress) -> Position:
+    try:
+        return Trainer(plan, run_directory, progress).fit()
+    except UsageError:
+        if not run_directory.file(POSITION).is_file():  # no step was kept: corrected options may go there
+            run_directory.discard()
+        raise
 
 
 def _check_resume(plan: TrainPlan, run_directory: RunDirectory) -> None:

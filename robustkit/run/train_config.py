@@ -54,9 +54,9 @@ class TrainConfig(RunConfig):
     weight_decay: Annotated[Fraction, Field(ge=0)] = Field(5e-4, description="a number >= 0")
     momentum: Share = Field(0.9, description="a number from 0 to 1, 1 excluded")
     schedule: StrictStr = Field("one-cycle", description="constant, cosine, one-cycle, piecewise, cyclic or poly")
-    warmup: Share = Field(0.0, description="a share of the steps, from 0 to 1")
-    ramp: Share = Field(0.2, description="a share of the steps, from 0 to 1")
-    ema: Annotated[Fraction, Field(ge=0, lt=1)] | None = Field(None, description="a decay such as 0.995")
+    warmup: Share = Field(0.0, description="a share of the steps, from 0 to 1, 1 excluded")
+    ramp: Share = Field(0.2, description="a share of the steps, from 0 to 1, 1 excluded")
+    ema: Share | None = Field(None, description="a decay from 0 to 1, 1 excluded, such as 0.995")
     grad_clip: Positive | None = Field(None, description="a number > 0")
     augment: StrictStr = Field("none", description="none, flip, crop, crop-flip, digits, trivial or randaugment")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="float32 or bfloat16")
@@ -119,6 +119,14 @@ def load_train_config(path: Path | None, overrides: Mapping[str, Any]) -> TrainC
     config = load_options(TrainConfig, path, overrides)
     if config.init is None or config.init == "pretrained":
         return config
+    if config.init.startswith("run:"):
+        raise UsageError(
+            "init is a file of weights",
+            expected="FILE or pretrained",
+            got=config.init,
+            where="init",
+            fix=f"To train that network further write --model {config.init}.",
+        )
     from_file = path is not None and overrides.get("init") is None
     folder = path.resolve().parent if from_file and path is not None else Path.cwd()
     return config.model_copy(update={"init": str((folder / Path(config.init).expanduser()).resolve())})

@@ -15,6 +15,7 @@ from robustkit.data.samples import TensorData
 from robustkit.run import evaluate
 from robustkit.run.config import EvaluateConfig
 from robustkit.run.directory import RunDirectory
+from robustkit.run.engine import FORCE
 from robustkit.run.interval import clopper_pearson
 from robustkit.run.options import validated
 from robustkit.run.plan import Plan
@@ -78,8 +79,11 @@ def _judged(plan: TrainPlan, run: RunDirectory, which: str, data: Data, progress
     try:
         found = evaluate.journey(judge, run.file(folder), ["python"], Named(progress, which), reports=True)
     except Refused as error:
-        progress.note(f"the evaluation of the {which} weights was refused: {error}")
-        return {**_nothing(), "folder": None, "refused": str(error)}
+        by_name = not plan.spec.startswith("python:")
+        anyway = f"robustkit evaluate {options['model']} --force" if by_name else "robustkit.evaluate(..., force=True)"
+        refused = str(error).replace(f"({FORCE} goes on", f"({anyway} goes on")
+        progress.note(f"the evaluation of the {which} weights was refused")
+        return {**_nothing(), "folder": None, "refused": refused}
     keys = ("n", "clean_accuracy", "robust_accuracy", "interval", "valid")
     return {"folder": folder, "refused": None, **{key: found[key] for key in keys}}
 

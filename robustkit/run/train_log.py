@@ -13,6 +13,7 @@ from typing import Any, Self
 from robustkit.core.errors import UsageError
 
 Row = Mapping[str, Any]
+FIRST, LAST = ("epoch", "step", "lr", "eps", "loss"), ("held_out", "seconds", "forwards", "backwards")
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -31,9 +32,9 @@ def flat(row: Row) -> dict[str, Any]:
 
 
 def csv_of(rows: Sequence[Row]) -> str:
-    """The epochs as comma-separated values, a column for everything that any of them has."""
+    """The epochs as comma-separated values, a column for everything that any of them has, in an order of its own."""
     lines = [flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for line in lines for key in line))
+    columns = sorted({key for line in lines for key in line}, key=_place)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -41,10 +42,18 @@ def csv_of(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def _place(column: str) -> tuple[int, str]:
+    """Where a column stands: terms and accuracies between the first and the last ones."""
+    name = column.partition("/")[0]
+    if name in FIRST:
+        return FIRST.index(name) - len(FIRST), column
+    return (LAST.index(name) + 1 if name in LAST else 0), column
+
+
 def line_of(row: Row, epochs: int) -> str:
     """An epoch in one line."""
     parts = [f"loss {row['loss']:.4f}"]
-    parts += [f"{name} {value:.1%}" for name, value in row["accuracy"].items()]
+    parts += [f"{name} {value:.1%}" for name, value in sorted(row["accuracy"].items())]
     if row["held_out"]:
         robust = row["held_out"]["robust"]
         parts.append(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robustkit.core.defense import Step
-from robustkit.core.errors import Incomplete
+from robustkit.core.errors import Incomplete, RobustkitError, UsageError
 from robustkit.core.heap import kept
 from robustkit.core.lesson import TrainState
 from robustkit.core.model import Model
@@ -67,11 +67,12 @@ class Trainer:
         Raises:
             Incomplete: stopped by Ctrl-C, after a checkpoint; a loss that is no number; the disk is full.
         """
-        self.progress.start(STAGE, self.plan.steps)
-        self.progress.advance(STAGE, self.position.step)
+        self.progress.start(STAGE, self.plan.steps - self.position.step)
         with kept(), interruptible() as stop, self.board:
             while not self.position.ended:
                 self._epoch(stop)
+            if stop.asked:  # while the last epoch was measured
+                raise self._stopped()
         return self.position
 
     @property
@@ -93,13 +94,8 @@ class Trainer:
                 self._step(ids, *plan.placed(x, y))
             position.batch += 1
             if stop.asked:
-                self._look()
                 self._save()
-                raise Incomplete(
-                    f"stopped in epoch {epoch + 1}, after step {position.step}; a checkpoint is written",
-                    where=str(self.run.path),
-                    fix="Give the same command again to go on.",
-                )
+                raise self._stopped()
             if time.monotonic() - self._saved > SAVE_EVERY:
                 self._save()
         self._close()
@@ -110,7 +106,8 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
         self.model.net.train()
-        step = plan.defense.step(self.model, x, y, state, ids=ids)
+        with network_errors(state.step + 1):
+            step = plan.defense.step(self.model, x, y, state, ids=ids)
         self._losses.append((state.step, step.loss))
         if not step.loss.is_cuda or len(self._losses) >= LOOK_EVERY:
             self._look()
@@ -132,14 +129,31 @@ class Trainer:
         """Stop at the first loss that is no number: the checkpoint before is whole."""
         for number, loss in self._losses:
             if not torch.isfinite(loss):
-                raise Incomplete(
-                    f"the loss is {float(loss)} in step {number}, epoch {self.position.epoch + 1}",
-                    expected="a finite number",
-                    where=str(self.run.path),
-                    fix="Lower --lr, add --grad-clip 1, --warmup 0.1 or --ramp 0.3, and give another --out; the last "
-                    "checkpoint and the best weights so far are kept.",
-                )
+                raise self._broken(f"the loss is {float(loss)} in step {number}")
         self._losses.clear()
+
+    def _check(self) -> None:
+        """Stop before anything that is no number is measured or written: a gradient may spoil weights before a loss."""
+        self._look()
+        if not all(bool(p.isfinite().all()) for p in self.model.net.parameters() if p.requires_grad):
+            raise self._broken(f"weights are not finite after step {self.position.step}")
+
+    def _broken(self, what: str) -> Incomplete:
+        return Incomplete(
+            f"{what}, epoch {min(self.position.epoch + 1, self.plan.epochs)}",
+            expected="a finite number",
+            where=str(self.run.path),
+            fix="Lower --lr, add --grad-clip 1, --warmup 0.1 or --ramp 0.3, and give another --out; the last "
+            "checkpoint and the best weights so far are kept.",
+        )
+
+    def _stopped(self) -> Incomplete:
+        epoch = min(self.position.epoch + 1, self.plan.epochs)
+        return Incomplete(
+            f"stopped in epoch {epoch}, after step {self.position.step}",
+            where=str(self.run.path),
+            fix="A checkpoint is written: give the same command again to go on.",
+        )
 
     def _add(self, step: Step) -> None:
         """The sums of which the epoch's means are made; on an accelerator read when they are needed."""
@@ -163,7 +177,7 @@ class Trainer:
 
     def _close(self) -> None:
         plan, position, config = self.plan, self.position, self.plan.config
-        self._look()
+        self._check()
         self._collect()
         position.epoch, position.batch = position.epoch + 1, 0
         final = position.epoch == plan.epochs
@@ -244,6 +258,7 @@ class Trainer:
         self._ticked = now
 
     def _save(self) -> None:
+        self._check()
         self._tick()
         self._collect()
         self.position.cost = asdict(self.state.cost)
@@ -273,6 +288,27 @@ class Trainer:
             self.progress.note(f"going on after step {self.position.step:,} of {self.plan.steps:,}")
 
 
+@contextmanager
+def network_errors(step: int) -> Iterator[None]:
+    """What the user's network raises in train mode, as one message.
+
+    Raises:
+        UsageError: whatever it is; our own errors and a lack of memory pass through.
+    """
+    try:
+        yield
+    except (RobustkitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(
+            "the network fails on a training batch",
+            expected="a forward in train mode, with gradients",
+            got=f"{type(error).__name__}: {error}".partition("\n")[0][:200],
+            where=f"step {step}",
+            fix="In eval mode it ran: look at what it does in train mode, and in the precision that was chosen.",
+        ) from error
+
+
 class Stop:
     """Whether somebody has asked to stop."""
 
@@ -282,8 +318,9 @@ class Stop:
 @contextmanager
 def interruptible() -> Iterator[Stop]:
     """The first Ctrl-C asks to stop after the step at work, the second interrupts it as usual."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    stop, before = Stop(), signal.getsignal(signal.SIGINT)
+    foreign = before in (None, signal.SIG_IGN)  # not Python's, or ignored on purpose, as under nohup
+    if threading.current_thread() is not threading.main_thread() or foreign:
         yield stop
         return
 
@@ -291,7 +328,7 @@ def interruptible() -> Iterator[Stop]:
         stop.asked = True
         signal.signal(signal.SIGINT, before)
 
-    before: Any = signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, ask)
     try:
         yield stop
     finally:

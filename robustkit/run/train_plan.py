@@ -10,18 +10,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustkit.core.attack import Attack
+from robustkit.core.attack import Attack, check_inputs
 from robustkit.core.augment import Augmentation, augmentation
 from robustkit.core.batchnorm import batch_norms
 from robustkit.core.defense import Defense, defense_from
 from robustkit.core.errors import UsageError
 from robustkit.core.model import Model
+from robustkit.core.objective import LabelObjective
 from robustkit.core.task import Classification
 from robustkit.core.threat import Linf, Threat, threat_from
 from robustkit.data import Data, open_data
 from robustkit.data.batches import held_out, held_out_size
 from robustkit.run.plan import build_attacks, check_weights
 from robustkit.run.train_config import TrainConfig
+from robustkit.run.train_optim import optimizer
 from robustkit.zoo.blank import blank
 
 DEFAULT_THREAT = Linf(8 / 255)
@@ -32,6 +34,8 @@ EVALS = {"standard": ("standard",), "pgd": ("pgd:steps=50", "pgd:steps=50,loss=m
 """What ``eval`` stands for, as attacks of an evaluation."""
 RATES = {"sgd": 0.1, "momentum": 0.1, "nesterov": 0.1, "lars": 1.0}
 """Peak of the learning rate of an optimiser unless it is given; of all others 0.001."""
+LOOK = 32
+"""Samples that are looked at before a folder is begun, in which other options would be refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +64,18 @@ class TrainPlan:
         if not any(p.requires_grad for p in self.model.net.parameters()):
             raise UsageError("the network has nothing to train", expected="parameters with gradients", where="model")
         self._check_labels()
-        x, y = self.inputs(self.rows[0][:2])
-        self.model.task.check(torch.empty((1, *self.model.output_shape(x)), device="meta"), y)
+        if self.test is not None and self.test.fingerprint() == self.data.fingerprint():
+            raise UsageError(
+                "test and training data are the same",
+                got=self.data.name,
+                where="test",
+                fix="Leave test out, or give other data.",
+            )
+        x, _ = self.inputs(self.rows[0][:LOOK])
+        check_inputs(x, self.model)
+        self._check_fit(x, self._targets)
+        if self.test is not None:
+            self._check_fit(self.placed(*self.test.take([0]))[0], self.test.targets()[: config.eval_limit], "test")
         self.defense.check(self.model, x)
         if config.batch_size * self.defense.parts == 1 and batch_norms(self.model.net):
             raise UsageError(
@@ -71,6 +85,8 @@ class TrainPlan:
                 where="batch_size",
                 fix="Give --batch-size 2 or more.",
             )
+        optimizer(self.model.net, config.optimizer, lr=self.lr, weight_decay=config.weight_decay)
+        _ = self.remarks  # now, while the weights are those that training begins with
         if self.augmentation is not None:
             self.augmentation(x[:1].cpu(), [0])
         for attack in (*self.selection, *self.evaluation):
@@ -121,6 +137,27 @@ class TrainPlan:
         """Steps of the optimiser in all."""
         return self.epochs * self.per_epoch * self.defense.replays
 
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and whether attacks can move the first samples at the weights that training begins with.
+
+        Raises:
+            UsageError: the defense attacks, and no differentiable path leads through the network.
+        """
+        if not self.defense.adversarial:
+            return self.notes
+        x, y = self.inputs(self.rows[0][:LOOK])
+        with self.model.frozen(self.config.seed), self.model.metered(refund=True):
+            grad = self.model.value_and_grad(x, LabelObjective(self.model.task, y))[1]
+        still = int((grad.flatten(1) == 0).all(1).sum())
+        if not still:
+            return self.notes
+        return (
+            *self.notes,
+            f"the network's gradient is exactly 0 at {still} of {len(x)} samples: attacks in training cannot move "
+            "them. Look for round, sign or saturated outputs; a last layer that begins at zero is no fault",
+        )
+
     def inputs(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x and y of some samples, where the network lies."""
         return self.placed(*self.data.take(ids))
@@ -152,6 +189,15 @@ class TrainPlan:
         """Peak of the learning rate."""
         return self.config.lr or RATES.get(self.config.optimizer.lower(), 1e-3)
 
+    def _check_fit(self, x: Tensor, targets: Tensor, where: str = "") -> None:
+        """Whether the network takes such inputs, and all labels are among its outputs."""
+        try:
+            self.model.task.check(torch.empty((1, *self.model.output_shape(x)), device="meta"), targets)
+        except UsageError as error:
+            if not where:
+                raise
+            raise UsageError(error.what, expected=error.expected, got=error.got, where=where, fix=error.fix) from error
+
     def _check_labels(self) -> None:
         if not isinstance(self.model.task, Classification):
             return
@@ -182,10 +228,6 @@ def plan_of(config: TrainConfig) -> TrainPlan:
         data = open_data(name, preprocessing=model.preprocessing, limit=config.limit)
     spec = config.test or TEST_PART.get(name)
     test = open_data(spec, preprocessing=model.preprocessing) if spec else None
-    if test is not None and test.fingerprint() == data.fingerprint():
-        raise UsageError(
-            "test and training data are the same", got=name, where="test", fix="Leave --test out, or give other data."
-        )
     return TrainPlan(model, config.model, data, test, defense, threat, config, notes)
 
 

@@ -18,7 +18,7 @@ from robustkit.zoo.run import origin
 Row = dict[str, Any]
 TAKEN = (
     *("optimizer", "weight_decay", "momentum", "schedule", "warmup", "ramp", "ema", "grad_clip"),
-    *("augment", "precision", "init", "limit", "seed"),
+    *("augment", "precision", "limit", "seed"),
 )
 """Options that stand in the recipe as they were given."""
 
@@ -41,7 +41,7 @@ def summarise(plan: TrainPlan, run: RunDirectory, position: Position, evaluation
         "overfitting": position.overfitting,
         "evaluations": list(evaluations),
         "cost": position.cost,
-        "notes": list(plan.notes),
+        "notes": list(plan.remarks),
     }
 
 
@@ -99,6 +99,7 @@ def _recipe(plan: TrainPlan) -> Row:
         "batch_size": plan.batch,
         "steps": plan.steps,
         "lr": plan.lr,
+        "init": "as given" if plan.spec.startswith("python:") else config.init,
         **{key: getattr(config, key) for key in TAKEN},
     }
 

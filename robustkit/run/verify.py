@@ -63,11 +63,11 @@ def verify(path: str | Path, *, model: Model | None = None, data: Any = None) ->
 
 
 def _plan(config: EvaluateConfig, model: Model | None, data: Any) -> Plan:
-    if not config.model.startswith("python:"):
+    if not any(name.startswith("python:") for name in (config.model, config.data)):
         return plan_from(config)
     if model is None or data is None:
         raise UsageError(
-            "this run was made from Python",
+            "this run is of a model or data that no name leads to: from Python, or held out of a training",
             expected="its model and data",
             got="only the folder",
             where="verify",

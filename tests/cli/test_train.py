@@ -1,11 +1,16 @@
 """``robustkit train``: what reaches the engine, what is printed, what is refused."""
 
+import inspect
+import io
 import sys
 import types
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import robustkit as rk
+from robustkit.cli.train import weights_table
 from robustkit.core.errors import Incomplete
 from robustkit.run.train_config import SELECTION, TrainConfig, load_train_config
 
@@ -13,6 +18,7 @@ BEST = {"epoch": 3, "clean": 0.9, "robust": 0.75, "file": "best.safetensors", "s
 JUDGED = {"weights": "best", "folder": "evaluation-best", "data": "demo:mnist", "unseen": True, "attack": "standard",
           "n": 100, "clean_accuracy": 0.95, "robust_accuracy": 0.8, "interval": [0.7, 0.875], "valid": True,
           "refused": None}
+TRAIN = rk.train  # before the engine is stood in for
 RESULTS = {"kind": "training", "best": BEST, "last": {**BEST, "epoch": 5, "robust": None}, "evaluations": [JUDGED]}
 
 
@@ -59,16 +65,34 @@ def test_options_reach_the_engine(robustkit, engine, tmp_path):
 
 
 def test_defaults_are_those_of_python(robustkit, engine):
-    import inspect
-
-    import robustkit as rk
-
     robustkit("train", "demo:mnist-train", "--model", "cnn", "--defense", "pgd-at")
     config = engine.calls[0][0]
     assert config.select == SELECTION
-    for name, parameter in inspect.signature(rk.train).parameters.items():
+    for name, parameter in inspect.signature(TRAIN).parameters.items():
         if parameter.default is not parameter.empty and name not in ("eval", "out", "progress"):
             assert getattr(config, name) == parameter.default, name
+
+
+def test_the_table_fits_a_terminal_of_80_columns_and_has_no_empty_part():
+    whole = {**JUDGED, "clean_accuracy": 1.0, "robust_accuracy": 1.0, "interval": [0.98, 1.0]}
+    best = {**BEST, "clean": 1.0, "robust": 1.0}
+    judged = printed({**RESULTS, "best": best, "evaluations": [whole]}).splitlines()
+    assert len(judged) == 4 and "[98.0 %, 100.0 %]" in judged[2]
+    assert "evaluation" not in printed({**RESULTS, "evaluations": []})
+
+
+def printed(results):
+    """The table of the weights on a terminal of 80 columns."""
+    text = io.StringIO()
+    Console(file=text, width=80).print(weights_table(results))
+    return text.getvalue()
+
+
+def test_a_reason_that_both_weights_share_is_said_once(robustkit, engine):
+    row = {**JUDGED, "refused": "accuracy at chance"}
+    engine.answer = {**RESULTS, "evaluations": [row, {**row, "weights": "last"}]}
+    found = robustkit("train", "d.py:d", "--model", "cnn", "--defense", "erm", "--out", "a")
+    assert found.stdout.count("accuracy at chance") == 1 and "evaluation of best and last" in found.stdout
 
 
 def test_figures_are_printed(robustkit, engine):

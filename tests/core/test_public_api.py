@@ -9,10 +9,11 @@ import sys
 import robustkit as rk
 
 NAMES = """
-    APGD ATTACKS Attack AttackResult Attribution CW Classification CosPGD DDN DeepFool DenseClassification Diagnostic
-    EXPLAINERS Explainer Explanations FAB FGSM FMN GradCAM Gradient InputTimesGradient IntegratedGradients L1 L2 Linf
-    Model MoreauGrad PGD Plus Rand Regression Result RobustkitError SegPGD SmoothGrad Square Standard Threat XRAI
-    evaluate explain from_art from_captum from_foolbox load open_data verify wrap
+    AMP APGD ATTACKS AWP Attack AttackResult Attribution CW Classification Concurrent CosPGD DDN DEFENSES DeepFool
+    Defense DenseClassification Diagnostic ERM EXPLAINERS Explainer Explanations FAB FGSM FGSMRS FMN Free GradCAM
+    Gradient InputTimesGradient IntegratedGradients L1 L2 Linf MART Model MoreauGrad Noise PGD PGDAT Plus RAT Rand
+    Regression Result RobustkitError SegPGD SmoothGrad Square Standard TRADES Threat TrainState Training XRAI
+    evaluate explain from_art from_captum from_foolbox load open_data train verify wrap
 """
 
 

@@ -310,3 +310,10 @@ def test_l1_and_l2_train_too_and_a_threat_is_needed():
         assert PGDAT(steps=2, threat=threat).step(rk.wrap(conv_net().train()), *batch()).loss.isfinite()
     with pytest.raises(UsageError, match="pgd-at"):
         PGDAT().step(rk.wrap(mlp().train()), *batch())
+
+
+def test_passes_that_are_averaged_are_counted_each():
+    """One F and one B of the attack, one of each of training, thrice."""
+    (x, y), model = batch(), rk.wrap(conv_net().train(), eot=3)
+    found = PGDAT(steps=1, threat=rk.Linf(EPS)).step(model, x, y)
+    assert (found.cost.forwards, found.cost.backwards) == (6 * len(x), 6 * len(x))

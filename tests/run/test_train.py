@@ -16,6 +16,7 @@ import robustkit as rk
 from robustkit.core import files
 from robustkit.core.defense import Defense
 from robustkit.core.errors import Incomplete, UsageError
+from robustkit.core.splitnorm import split
 from robustkit.run import train_checkpoint, train_loop
 from robustkit.run.train_monitor import Measured
 from tests.run.training import SHORT, TinyNet, patterns, short
@@ -122,6 +123,58 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_checkpoint(t
     assert position["epoch"] == 1 and all(value.isfinite().all() for value in stored.values())
 
 
+class Spoilt(torch.autograd.Function):
+    """The values as they are, and gradients that are no numbers."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.nan
+
+
+@pytest.mark.parametrize("step", [8, 12])
+def test_weights_that_are_no_numbers_are_neither_measured_nor_written(step, tmp_path):
+    """A finite loss with such gradients in the last step of an epoch, and in the very last."""
+
+    class Breaking(TinyNet):
+        passes = 0
+
+        def forward(self, x):
+            self.passes += self.training
+            return Spoilt.apply(super().forward(x)) if self.training and self.passes == step else super().forward(x)
+
+    with pytest.raises(Incomplete, match=rf"weights are not finite after step {step}, epoch {step // 4}"):
+        short("erm", Breaking(), out=tmp_path / "run", threat=None)
+    position = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert position["step"] == step - 4
+    for file in (position["file"], "last.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / file).values())
+
+
+def test_ctrl_c_while_the_last_epoch_is_measured_stops_before_the_evaluation(tmp_path, monkeypatch):
+    plain, count = train_loop.measure, iter(range(1, 9))
+
+    def pressing(plan, model):
+        if next(count) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(plan, model)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_loop, "measure", pressing)
+        with pytest.raises(Incomplete, match="stopped in epoch 3, after step 12"):
+            short(out=tmp_path / "run")
+    assert short(out=tmp_path / "run").data["epochs"][-1]["epoch"] == 3
+
+
+def test_a_stop_without_a_folder_does_not_promise_a_checkpoint(monkeypatch):
+    stop_at(monkeypatch, 1)
+    with pytest.raises(Incomplete, match=r"nothing of it is kept: got stopped in epoch 1, after step 2 \(out\)"):
+        short()
+
+
 def test_a_full_disk_at_the_checkpoint_keeps_the_one_before(tmp_path, monkeypatch):
     plain = files.replace_file
 
@@ -170,6 +223,13 @@ def test_log_holds_every_epoch(tmp_path):
         assert float(line["loss"]) == row["loss"] == pytest.approx(sum(row["terms"].values()))
         assert float(line["held_out/robust"]) == row["held_out"]["robust"]
     assert found.to_frame().loc[2, "step"] == 2 * found.data["recipe"]["steps"] / 3
+
+
+def test_a_network_that_is_split_already_is_refused_before_the_training():
+    model = rk.wrap(TinyNet())
+    split(model, 2)
+    with pytest.raises(UsageError, match=r"expected plain layers, got 2 branches.*merge"):
+        short("concurrent", model)
 
 
 def test_cost_is_that_of_the_attack_and_the_step(tmp_path):
@@ -260,12 +320,23 @@ def test_the_plain_loop():
         (patterns(), {"augment": "flop"}, "flip"),
         (patterns(), {"holdout": 64}, "too few samples"),
         (patterns(), {"select": ["cospgd"]}, "task"),
+        (patterns(), {"test": patterns()}, "test and training data are the same"),
+        (
+            patterns(),
+            {"test": (torch.rand(8, 1, 9, 9), torch.arange(8) % 4)},
+            r"does not accept these inputs.*\(test\)",
+        ),
+        (patterns(), {"test": (torch.rand(8, 1, 4, 4), torch.arange(8))}, r"labels are out of range.*\(test\)"),
+        ((patterns()[0], torch.arange(64) % 4 + 3 * (torch.arange(64) == 50)), {}, "got 0 .. 5"),
+        (patterns(), {"threat": 0.1}, "this is not a threat"),
+        (patterns(), {"defense": rk.TRADES}, "this is not a defense"),
     ],
 )
 def test_bad_input(data, options, message, tmp_path):
     given = {"defense": "pgd-at", **SHORT, **options}
     with pytest.raises(UsageError, match=message):
         rk.train(TinyNet(), data, out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()  # or the right options would be refused there
 
 
 def test_a_network_without_gradient_is_named():
@@ -275,3 +346,62 @@ def test_a_network_without_gradient_is_named():
 
     with pytest.raises(UsageError, match="the network has no gradient"):
         short(net=Rounded())
+
+
+def test_weights_without_a_gradient_are_named():
+    class Hard(TinyNet):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(super().forward(x).argmax(1), 4).float()
+
+    with pytest.raises(UsageError, match="the network cannot be trained"):
+        short("erm", Hard(), threat=None)
+
+
+def test_a_network_that_fails_in_train_mode_alone_is_named_with_the_step():
+    class Failing(TinyNet):
+        passes = 0
+
+        def forward(self, x):
+            self.passes += self.training
+            if self.passes == 3:
+                raise RuntimeError("no more\nof this")
+            return super().forward(x)
+
+    with pytest.raises(UsageError, match=r"fails on a training batch.*RuntimeError: no more \(step 3\)"):
+        short("erm", Failing(), threat=None)
+
+
+def test_one_attack_to_choose_by_needs_no_list():
+    assert short(select="pgd:steps=2").data["selection"]["attacks"] == ["pgd:steps=2"]
+
+
+def test_a_network_that_attacks_cannot_move_is_noted():
+    class Stepped(TinyNet):
+        def forward(self, x):
+            return super().forward(x.round() + 0 * x)
+
+    found = short(net=Stepped(), epochs=1)
+    assert "exactly 0 at 32 of 32 samples" in found.data["notes"][0]
+    assert not short("erm", net=Stepped(), epochs=1).data["notes"] and not short(epochs=1).data["notes"]
+
+
+def test_a_folder_in_which_no_step_was_made_takes_other_options(tmp_path):
+    class Failing(TinyNet):
+        def forward(self, x):
+            if self.training:
+                raise RuntimeError("only in train mode")
+            return super().forward(x)
+
+    with pytest.raises(UsageError, match=r"the network fails on a training batch.*only in train mode"):
+        short(net=Failing(), out=tmp_path / "run")
+    assert short(out=tmp_path / "run", epochs=1).data["complete"]
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop_at(monkeypatch, 2)
+        assert short(epochs=1).data["complete"]
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

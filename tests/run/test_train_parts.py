@@ -18,6 +18,7 @@ from robustkit.core.errors import UsageError
 from robustkit.core.types import Bounds
 from robustkit.data.batches import batches, held_out, held_out_size, order
 from robustkit.data.samples import Data, TensorData
+from robustkit.run.train_log import csv_of
 from robustkit.run.train_optim import Average, optimizer, optimizer_tensors, restore_optimizer
 from robustkit.run.train_schedule import SCHEDULES, rate, strength
 
@@ -425,6 +426,13 @@ def test_held_out_is_balanced_whole_and_repeatable(count: int) -> None:
         assert held != held_out(labels, count, seed=4)[1]
 
 
+def test_fewer_than_there_are_classes_are_not_the_first_classes() -> None:
+    _, held = held_out(torch.arange(100).repeat(2), 50, seed=0)
+    labels = [i % 100 for i in held]
+    assert len(set(labels)) == 50
+    assert 15 < sum(label >= 50 for label in labels) < 35
+
+
 def test_a_small_class_keeps_half() -> None:
     labels = [0] * 100 + [1] * 4
     _, held = held_out(labels, 40, seed=0)
@@ -487,3 +495,14 @@ def test_labels_of_pixels_are_not_augmented() -> None:
     data = TensorData(_pictures(2), torch.zeros(2, 8, 8, dtype=torch.int64))
     with pytest.raises(UsageError, match="labels of pixels"):
         next(batches(data, [[0, 1]], augment=augmentation("flip")))
+
+
+def test_columns_of_the_log_do_not_depend_on_the_order_of_the_keys() -> None:
+    row = {"epoch": 1, "step": 4, "lr": 0.1, "eps": 0.1, "loss": 2.0, "terms": {"kl": 1.0, "clean": 1.0}}
+    row |= {"accuracy": {"clean": 1.0}, "held_out": {"clean": 1.0, "robust": None}, "seconds": 1.0, "forwards": 9}
+    back = dict(sorted(row.items()))  # as a checkpoint gives it back
+    assert csv_of([row]) == csv_of([back])
+    assert csv_of([row]).splitlines()[0].split(",") == [
+        *("epoch", "step", "lr", "eps", "loss", "accuracy/clean", "terms/clean", "terms/kl"),
+        *("held_out/clean", "seconds", "forwards"),
+    ]
