@@ -81,7 +81,7 @@ def evaluate(
             where="threat",
             fix="Per-sample radii are for calling an attack yourself.",
         )
-    built = build_attacks(attacks, where)
+    built = build_attacks([attacks] if isinstance(attacks, str) else attacks, where)
     wrapped = wrapped.averaged(max(wrapped.eot, passes_of(built)))
     options = {
         "model": f"python:{wrapped.name}",

@@ -6,16 +6,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.run.forks import forking
+
 KILLS = 16
 
 WORKER = """
-import os, sys, time
 import torch
 torch.set_num_threads(1)
 from torch import nn
@@ -34,57 +33,14 @@ with torch.no_grad():
 def work(out):
     attacks = [rk.FGSM(), rk.PGD(steps=5, restarts=2)]
     rk.evaluate(net, (x, y), attacks=attacks, threat=rk.Linf(0.1), batch_size=6, curve=True, out=out)
-
-for line in sys.stdin:
-    out, delay = line.split()
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work(out)
-            code = 0
-        finally:
-            os._exit(code)
-    if delay != "-":
-        time.sleep(float(delay))
-        try:
-            os.kill(child, 9)
-        except ProcessLookupError:
-            pass
-    _, status = os.waitpid(child, 0)
-    print(status, time.monotonic() - began, flush=True)
 """
 
 
-class Worker:
-    """A process that has everything loaded and forks a child for each run."""
-
-    def __init__(self, script: Path) -> None:
-        script.write_text(WORKER, encoding="utf-8")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, out: Path, delay: float | None = None) -> tuple[int, float]:
-        """Run into a folder, killed after ``delay`` seconds; wait status and seconds."""
-        self.process.stdin.write(f"{out} {'-' if delay is None else delay}\n")
-        self.process.stdin.flush()
-        status, seconds = self.process.stdout.readline().split()
-        return int(status), float(seconds)
-
-
 @pytest.fixture
-def worker(tmp_path):
-    made = Worker(tmp_path / "worker.py")
-    yield made
-    made.process.stdin.close()
-    made.process.wait(timeout=30)
-    made.process.stdout.close()
+def work():
+    """``work(folder, delay)``: evaluate there, killed after so many seconds; wait status and seconds."""
+    with forking(WORKER) as run:
+        yield run
 
 
 def outcome(folder: Path) -> tuple[dict, dict[str, bytes]]:
@@ -100,8 +56,8 @@ def outcome(folder: Path) -> tuple[dict, dict[str, bytes]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_anywhere_and_continued_gives_the_same_bytes(worker, tmp_path):
-    status, seconds = worker.run(tmp_path / "whole")
+def test_killed_anywhere_and_continued_gives_the_same_bytes(work, tmp_path):
+    status, seconds = work(tmp_path / "whole")
     assert status == 0
     expected = outcome(tmp_path / "whole")
     assert 0 < expected[0]["robust_accuracy"] < expected[0]["clean_accuracy"]
@@ -109,9 +65,9 @@ def test_killed_anywhere_and_continued_gives_the_same_bytes(worker, tmp_path):
     for i in range(KILLS):
         folder = tmp_path / f"run{i}"
         for _ in range(draw.choice([1, 1, 2])):
-            status, _ = worker.run(folder, draw.uniform(0, 0.9 * seconds))
+            status, _ = work(folder, draw.uniform(0, 0.9 * seconds))
             killed += status == signal.SIGKILL
-        status, _ = worker.run(folder)
+        status, _ = work(folder)
         assert status == 0
         assert outcome(folder) == expected, f"run {i}"
         assert not list(folder.rglob("*.tmp"))

@@ -6,16 +6,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.run.forks import forking
+
 KILLS = 6
 
 WORKER = """
-import os, sys, time
 import torch
 torch.set_num_threads(1)
 import robustkit as rk
@@ -25,52 +24,14 @@ from tests.run.training import short
 
 def work(out):
     short("awp+trades:steps=1", epochs=3, ema=0.9, out=out)
-
-for line in sys.stdin:
-    out, delay = line.split()
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work(out)
-            code = 0
-        finally:
-            os._exit(code)
-    if delay != "-":
-        time.sleep(float(delay))
-        try:
-            os.kill(child, 9)
-        except ProcessLookupError:
-            pass
-    _, status = os.waitpid(child, 0)
-    print(status, time.monotonic() - began, flush=True)
 """
 
 
 @pytest.fixture
-def work(tmp_path):
+def work():
     """``work(folder, delay)``: train there, killed after so many seconds; wait status and seconds."""
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )
-
-    def run(out: Path, delay: float | None = None) -> tuple[int, float]:
-        process.stdin.write(f"{out} {'-' if delay is None else delay}\n")
-        process.stdin.flush()
-        status, seconds = process.stdout.readline().split()
-        return int(status), float(seconds)
-
-    yield run
-    process.stdin.close()
-    process.wait(timeout=30)
-    process.stdout.close()
+    with forking(WORKER) as run:
+        yield run
 
 
 def outcome(folder: Path) -> tuple[dict, dict[str, bytes]]:
