@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -237,7 +238,7 @@ def main() -> None:
     lines = all_runs(jobs, given.out / f"{given.data}.jsonl", given.jobs)
     print(table(lines))
     if given.page is not None:
-        write(given.page, given.data, page(lines, TASKS[given.data].eps, " ".join(sys.argv[1:])), lines)
+        write(given.page, given.data, page(lines, TASKS[given.data].eps, shlex.join(sys.argv[1:])), lines)
 
 
 if __name__ == "__main__":
