@@ -55,6 +55,11 @@ class Threat(ABC):
         """The form that stands in files and on the command line, such as ``linf:0.2``."""
         return f"{self.norm}:{'per-sample' if isinstance(self.eps, Tensor) else format(self.eps, '.6g')}"
 
+    @property
+    def exact(self) -> str:
+        """The same with every digit of eps, so that it is read back to an equal threat; of one eps alone."""
+        return f"{self.norm}:{self.eps!r}"
+
     @abstractmethod
     def start(self, x: Tensor, bounds: Bounds, draws: Draws) -> Tensor:
         """A uniform point of the ball, cut to the bounds, (N, *S)."""

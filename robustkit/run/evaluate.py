@@ -87,7 +87,7 @@ def evaluate(
         "model": f"python:{wrapped.name}",
         "data": "python:data",
         "attacks": [label_of(a) for a in built],
-        "threat": _text(where),
+        "threat": where.exact,
         "limit": limit,
         "seed": seed,
         "batch_size": batch_size,
@@ -164,7 +164,3 @@ def journey(plan: Plan, folder: Path, command: list[str], progress: Progress, *,
             write(directory.path, FORMATS, summary=True)
         directory.write_manifest()
     return results
-
-
-def _text(threat: Threat) -> str:
-    return f"{threat.norm}:{threat.eps!r}"

@@ -28,7 +28,7 @@ from robustkit.run.train_checkpoint import POSITION, Position
 from robustkit.run.train_config import SELECTION, TrainConfig
 from robustkit.run.train_evaluate import evaluate_weights
 from robustkit.run.train_loop import Trainer
-from robustkit.run.train_plan import DEFAULT_THREAT, TrainPlan, copied, plan_of
+from robustkit.run.train_plan import TrainPlan, copied, inside, plan_of
 from robustkit.run.train_result import Training
 from robustkit.run.train_summary import model_file, summarise
 
@@ -148,19 +148,15 @@ def _plan(
         raise UsageError("only a torch.nn.Module can be trained", got=type(model.net).__name__, where="model")
     check_branches(model.net, 1)  # the trainer prepares its own copy
     chosen = defense_from(defense)
-    where = chosen.threat if threat is None else threat_from(threat)
-    if where is None and chosen.adversarial:
-        where = DEFAULT_THREAT
+    chosen, where, notes = inside(chosen, chosen.threat if threat is None else threat_from(threat))
     if where is not None and not isinstance(where.eps, float | int):
         raise UsageError("a training has one eps", expected="a float", got="a tensor", where="threat")
-    chosen = chosen.with_threat(where) if where else chosen
-    text = None if where is None else f"{where.norm}:{where.eps!r}"
     given = {
         "data": "python:data",
         "test": None if test is None else "python:test",
         "model": f"python:{model.name}",
         "defense": chosen.text,
-        "threat": text,
+        "threat": None if where is None else where.exact,
         "select": [options["select"]] if isinstance(options["select"], str) else list(options["select"]),
     }
     config = validated(TrainConfig, {**options, **given}, "train")
@@ -173,6 +169,7 @@ def _plan(
         chosen,
         where,
         config,
+        notes,
     )
 
 

@@ -9,7 +9,6 @@ import torch
 
 from robustkit.core.errors import Refused
 from robustkit.core.model import Model
-from robustkit.core.threat import Threat
 from robustkit.data import Data
 from robustkit.data.samples import TensorData
 from robustkit.run import evaluate
@@ -70,7 +69,7 @@ def _judged(plan: TrainPlan, run: RunDirectory, which: str, data: Data, progress
         "model": f"run:{run.path}" + ("" if which == "best" else ":last"),
         "data": data.name if plan.test is not None else "python:held-out",
         "attacks": list(EVALS[plan.config.eval]),
-        "threat": _text(plan.threat),
+        "threat": plan.threat.exact,
         "limit": plan.config.eval_limit,
         "seed": plan.config.seed,
     }
@@ -102,10 +101,6 @@ def _clean(model: Model, data: Data, limit: int | None) -> Row:
 
 def _nothing() -> Row:
     return {"n": 0, "clean_accuracy": None, "robust_accuracy": None, "interval": None, "valid": False}
-
-
-def _text(threat: Threat) -> str:
-    return f"{threat.norm}:{threat.eps!r}"
 
 
 class Named(NoProgress):

@@ -218,7 +218,8 @@ def plan_of(config: TrainConfig) -> TrainPlan:
     Raises:
         UsageError: whatever of it cannot be used.
     """
-    defense, threat, notes = method_of(config)
+    threat = threat_from(config.threat) if config.threat else None
+    defense, threat, notes = inside(defense_from(config.defense), threat)
     name = TRAIN_PART.get(config.data, config.data)
     if name != config.data:
         notes = (*notes, f"{config.data} is kept to judge on: training on {name}")
@@ -231,10 +232,8 @@ def plan_of(config: TrainConfig) -> TrainPlan:
     return TrainPlan(model, config.model, data, test, defense, threat, config, notes)
 
 
-def method_of(config: TrainConfig) -> tuple[Defense, Threat | None, tuple[str, ...]]:
-    """The defense inside its threat, the threat, and what was decided for the user."""
-    defense = defense_from(config.defense)
-    threat = threat_from(config.threat) if config.threat else None
+def inside(defense: Defense, threat: Threat | None) -> tuple[Defense, Threat | None, tuple[str, ...]]:
+    """The defense inside the threat, which is 8/255 where none is given and it attacks; and the note that says so."""
     notes: tuple[str, ...] = ()
     if threat is None and defense.adversarial:
         threat = DEFAULT_THREAT
