@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from robustkit.attacks.segpgd import SegPGD
     from robustkit.attacks.square import Square
     from robustkit.attacks.suite import Plus, Rand, Standard
+    from robustkit.certify.dual_smoothing import DualSmoothing
+    from robustkit.certify.halves import SplitModel
+    from robustkit.certify.smoothing import Smoothing
     from robustkit.core.attack import ATTACKS, Attack, AttackResult
     from robustkit.core.attribution import Attribution
+    from robustkit.core.certificate import Certificate
+    from robustkit.core.certifier import CERTIFIERS, Certifier
     from robustkit.core.defense import DEFENSES, Defense
     from robustkit.core.diagnostic import Diagnostic
     from robustkit.core.errors import RobustkitError
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
     from robustkit.defenses.amp import AMP
     from robustkit.defenses.awp import AWP
     from robustkit.defenses.concurrent import Concurrent
+    from robustkit.defenses.drs import DRS
     from robustkit.defenses.erm import ERM, Noise
     from robustkit.defenses.fgsm_rs import FGSMRS
     from robustkit.defenses.free import Free
@@ -48,6 +54,8 @@ if TYPE_CHECKING:
     from robustkit.explain.moreaugrad import MoreauGrad
     from robustkit.explain.smoothgrad import SmoothGrad
     from robustkit.explain.xrai import XRAI
+    from robustkit.run.certify import certify
+    from robustkit.run.certify_result import Certification
     from robustkit.run.evaluate import evaluate
     from robustkit.run.explain import explain
     from robustkit.run.explain_result import Explanations
@@ -65,16 +73,22 @@ _HOMES = {
     "Attack": "core.attack",
     "AttackResult": "core.attack",
     "Attribution": "core.attribution",
+    "CERTIFIERS": "core.certifier",
     "CW": "attacks.cw",
+    "Certificate": "core.certificate",
+    "Certification": "run.certify_result",
+    "Certifier": "core.certifier",
     "Classification": "core.task",
     "Concurrent": "defenses.concurrent",
     "CosPGD": "attacks.cospgd",
     "DDN": "attacks.ddn",
     "DEFENSES": "core.defense",
+    "DRS": "defenses.drs",
     "DeepFool": "attacks.deepfool",
     "Defense": "core.defense",
     "DenseClassification": "core.task",
     "Diagnostic": "core.diagnostic",
+    "DualSmoothing": "certify.dual_smoothing",
     "ERM": "defenses.erm",
     "EXPLAINERS": "core.explainer",
     "Explainer": "core.explainer",
@@ -105,6 +119,8 @@ _HOMES = {
     "RobustkitError": "core.errors",
     "SegPGD": "attacks.segpgd",
     "SmoothGrad": "explain.smoothgrad",
+    "Smoothing": "certify.smoothing",
+    "SplitModel": "certify.halves",
     "Square": "attacks.square",
     "Standard": "attacks.suite",
     "TRADES": "defenses.trades",
@@ -123,7 +139,7 @@ _HOMES = {
     "wrap": "core.model",
 }
 
-_CALLABLE = ("explain",)
+_CALLABLE = ("certify", "explain")
 """Families that are functions, too: the package itself is the public name (docs/adr/0008-callable-packages.md)."""
 
 __all__ = [
@@ -131,9 +147,11 @@ __all__ = [
     "APGD",
     "ATTACKS",
     "AWP",
+    "CERTIFIERS",
     "CW",
     "DDN",
     "DEFENSES",
+    "DRS",
     "ERM",
     "EXPLAINERS",
     "FAB",
@@ -151,6 +169,9 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Attribution",
+    "Certificate",
+    "Certification",
+    "Certifier",
     "Classification",
     "Concurrent",
     "CosPGD",
@@ -158,6 +179,7 @@ __all__ = [
     "Defense",
     "DenseClassification",
     "Diagnostic",
+    "DualSmoothing",
     "Explainer",
     "Explanations",
     "Free",
@@ -176,11 +198,14 @@ __all__ = [
     "RobustkitError",
     "SegPGD",
     "SmoothGrad",
+    "Smoothing",
+    "SplitModel",
     "Square",
     "Standard",
     "Threat",
     "TrainState",
     "Training",
+    "certify",
     "evaluate",
     "explain",
     "from_art",

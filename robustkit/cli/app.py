@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import robustkit
+from robustkit.cli.certify import certify
 from robustkit.cli.check import check
 from robustkit.cli.compare import compare
 from robustkit.cli.doctor import doctor
@@ -51,6 +52,7 @@ def robustness(
 EVALUATING, READING, LOOKING = "Evaluate, train and explain", "Runs", "Look up"
 app.command("evaluate", rich_help_panel=EVALUATING)(guarded(evaluate))
 app.command("train", rich_help_panel=EVALUATING)(guarded(train))
+app.command("certify", rich_help_panel=EVALUATING)(guarded(certify))
 app.command("explain", rich_help_panel=EVALUATING)(guarded(explain))
 app.command("report", rich_help_panel=READING)(guarded(report))
 app.command("check", rich_help_panel=READING)(guarded(check))

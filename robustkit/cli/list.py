@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-FAMILIES = {"attacks": "robustkit.attacks", "defenses": "robustkit.defenses", "explainers": "robustkit.explain"}
+FAMILIES = {
+    "attacks": "robustkit.attacks", "defenses": "robustkit.defenses", "certifiers": "robustkit.certify",
+    "explainers": "robustkit.explain",
+}
 KINDS = (*FAMILIES, "models", "networks", "data", "threats")
 THREATS = (
     ("linf:EPS", "every value of the input may change by at most EPS, e.g. linf:8/255"),
@@ -17,7 +20,7 @@ THREATS = (
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="|".join(KINDS), help="What to list.", show_default=False)],
 ) -> None:
-    """List attacks, defenses, explainers (saliency methods), models, networks to train, data sources or threats."""
+    """List attacks, defenses, certifiers, explainers (saliency methods), models, networks to train, data or threats."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -8,7 +8,7 @@ from robustkit.cli.check import RUN
 
 FILES = {"html": "report.html", "md": "report.md", "json": "results.json", "junit": "junit.xml"}
 PAGE = ("html", "json")
-"""What an explanation or a training has of them."""
+"""What an explanation, a training or a certification has of them."""
 
 
 def report(
@@ -16,7 +16,8 @@ def report(
     formats: Annotated[str | None, typer.Option(
         "--format", metavar="html,md,json,junit",
         help="What to write: a self-contained page, Markdown for a pull request, JUnit's XML for a build server; json "
-        "is what the run itself wrote. Explanations and trainings have html and json. [dim]Default: all[/]")] = None,
+        "is what the run itself wrote. Explanations, trainings and certifications have html and json. "
+        "[dim]Default: all[/]")] = None,
 ) -> None:
     """Write the reports of a run and print their paths."""
     from robustkit.report.write import PAGES, write, write_page

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import typer
 
 FAMILIES = {
-    "attack": "robustkit.core.attack", "defense": "robustkit.core.defense", "explainer": "robustkit.core.explainer",
+    "attack": "robustkit.core.attack", "defense": "robustkit.core.defense", "certifier": "robustkit.core.certifier",
+    "explainer": "robustkit.core.explainer",
 }
-"""Kind of method -> the module with its registry, called ATTACKS, DEFENSES, EXPLAINERS there."""
+"""Kind of method -> the module with its registry, called ATTACKS, DEFENSES, CERTIFIERS, EXPLAINERS there."""
 
 
 def show(
@@ -74,6 +75,8 @@ def example(entry: Any) -> str:
     if entry.family == "explainer":
         what = "efficientnet_lite0 --data demo:photos" if entry.cls.pixels else "mnist-robust --data demo:mnist"
         return f"robustkit explain demo:{what} --limit 2 --method {entry.name}{given}"
+    if entry.family == "certifier":
+        return f"robustkit certify demo:mnist-smooth --data demo:mnist --limit 20 --method {entry.name}:n=2000"
     if entry.family == "defense":
         threat = " --threat linf:0.2" if entry.cls().adversarial else ""
         return f"robustkit train demo:mnist-train --model cnn --defense {entry.name}{threat} --epochs 5"
@@ -90,6 +93,8 @@ def python_example(entry: Any) -> str:
     if entry.family == "explainer":
         given = next((f":{o.default}" for o in entry.options() if o.name == "name"), "")
         return f'rk.explain(model, x, "{entry.name}{given}").attribution().values'
+    if entry.family == "certifier":
+        return f"rk.certify(model, (x, y), rk.{entry.cls.__name__}(sigma=0.25, n=10_000)).certified_accuracy"
     if entry.family == "defense":
         threat = "threat=rk.Linf(8 / 255)" if entry.cls().adversarial else ""
         return f"rk.train(model, (x, y), defense=rk.{entry.cls.__name__}({threat}))"

@@ -222,6 +222,10 @@ class LossDefense(Defense):
     def craft(self, lesson: Lesson) -> Parts:
         """The parts of the training batch by name, (N, *S) each, such as clean and adversarial inputs."""
 
+    def forward(self, lesson: Lesson, parts: Parts) -> Mapping[str, Tensor]:
+        """What :meth:`loss` gets of every part: the outputs of the network, (N, ...)."""
+        return lesson.forward(parts)
+
     @abstractmethod
     def loss(self, lesson: Lesson, outputs: Mapping[str, Tensor], parts: Parts) -> Mapping[str, Tensor]:
         """The terms of the loss by name, () each, from the outputs of every part."""
@@ -232,7 +236,7 @@ class LossDefense(Defense):
     @final
     def fit(self, lesson: Lesson, parts: Parts) -> Mapping[str, Tensor]:
         """One forward over all parts, and one backward of the loss: what weight defenses do several times."""
-        terms = self.loss(lesson, lesson.forward(parts), parts)
+        terms = self.loss(lesson, self.forward(lesson, parts), parts)
         lesson.backward(torch.stack(list(terms.values())).sum())
         return terms
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustkit.kernels.noise import key_of, keyed_normal, keyed_uniform
+from robustkit.kernels.noise import key_of, keyed_normal, keyed_uniform, keyed_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +41,11 @@ class Draws:
 
     def normal_of(self, rows: Tensor, numbers: Tensor, like: Tensor) -> Tensor:
         """N(0, 1) for draw ``numbers[i]`` of sample ``rows[i]``, (P, *S): those of ``again(number)``, in any mix."""
-        ids = self.ids[rows.cpu()].tolist()
-        pairs = zip(ids, numbers.tolist(), strict=True)
-        keys = [key_of(self.seed, sample, f"{self.purpose}:normal", number, 0) for sample, number in pairs]
-        return keyed_normal(keys, tuple(like.shape[1:]), like.dtype, like.device)
+        return keyed_normal(self._keys_of(rows, numbers, "normal"), tuple(like.shape[1:]), like.dtype, like.device)
+
+    def whole_of(self, rows: Tensor, numbers: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Uniform whole numbers of 60 bits, (P, *shape) int64, for draw ``numbers[i]`` of sample ``rows[i]``."""
+        return keyed_whole(self._keys_of(rows, numbers, "whole"), shape, device)
 
     def take(self, index: Tensor) -> Draws:
         """The draws of some of the samples."""
@@ -60,6 +61,10 @@ class Draws:
 
     def _keys(self, kind: str) -> list[int]:
         return [key_of(self.seed, sample, f"{self.purpose}:{kind}", self.restart, 0) for sample in self.ids.tolist()]
+
+    def _keys_of(self, rows: Tensor, numbers: Tensor, kind: str) -> list[int]:
+        pairs = zip(self.ids[rows.cpu()].tolist(), numbers.tolist(), strict=True)
+        return [key_of(self.seed, sample, f"{self.purpose}:{kind}", number, 0) for sample, number in pairs]
 
 
 def default_ids(n: int) -> Tensor:

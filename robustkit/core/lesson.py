@@ -171,20 +171,31 @@ class Lesson:
 
     def forward(self, parts: Parts) -> dict[str, Tensor]:
         """Outputs of every part (N, ...), of one forward over all of them, in the order given. One F a part."""
+        found = self.passed(parts)
+        self.judge(found)
+        return found
+
+    def passed(self, parts: Parts, times: int = 1) -> dict[str, Tensor]:
+        """:meth:`forward` without a look at the answers; ``times`` F a part, where that many networks share the work.
+
+        For defenses whose network answers in train steps otherwise than its task has it.
+        """
         sizes = [len(part) for part in parts.values()]
         whole = torch.cat(list(parts.values()))
         with self._normalised(sizes), self._autocast():
             outputs = as_tensor(self.state.engine.wrapper(self.model)(whole))
         outputs = outputs.to(self.model.dtype)
-        self._rows = len(whole) * self.model.eot
+        self._rows = len(whole) * self.model.eot * times
         self.model.cost.forwards += self._rows
-        found = dict(zip(parts, outputs.split(sizes), strict=True))
+        return dict(zip(parts, outputs.split(sizes), strict=True))
+
+    def judge(self, answers: Mapping[str, Tensor]) -> None:
+        """Set the accuracy, from outputs (N, ...) by name."""
         with torch.no_grad():
             failed = {
-                name: self.model.task.failed(out, self.y) for name, out in found.items() if len(out) == len(self.y)
+                name: self.model.task.failed(out, self.y) for name, out in answers.items() if len(out) == len(self.y)
             }
             self.accuracy = {name: 1 - wrong.to(self.model.dtype).mean() for name, wrong in failed.items()}
-        return found
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the parameters, as part of the step's. One B a part of the last forward."""

@@ -253,15 +253,19 @@ class Model:
         twin._shared = self._shared
         return twin
 
-    def output_shape(self, x: Tensor) -> tuple[int, ...]:
+    def output_shape(self, x: Tensor, *, gradients: bool = True) -> tuple[int, ...]:
         """Shape of the outputs of one sample; found by running one sample, once for every input shape.
+
+        Args:
+            x: a batch.
+            gradients: whether the network is asked to run on an input that needs a gradient.
 
         Raises:
             UsageError: the network does not accept such inputs.
         """
         shape = tuple(x.shape[1:])
         if shape not in self._shapes:
-            probe = x[:1].detach().clone().requires_grad_()
+            probe = x[:1].detach().clone().requires_grad_(gradients)
             with self.frozen(), self.metered(refund=True):
                 try:
                     self._shapes[shape] = tuple(self(probe).shape[1:])
@@ -270,7 +274,7 @@ class Model:
                 except Exception as error:
                     raise UsageError(
                         "the network does not accept these inputs",
-                        expected="a batch it can run on, with gradients",
+                        expected="a batch it can run on" + (", with gradients" if gradients else ""),
                         got=f"{x.dtype} of shape (N, {', '.join(map(str, shape))}): {_first_line(error)}",
                         where="x",
                         fix="Check channels, image size and layout (channels first); x must not be changed in place.",

@@ -90,7 +90,14 @@ class Entry:
             return self.cls(**options)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "options"
+            if not first["loc"]:
+                raise UsageError(
+                    f"options of {self.name} that do not go together",
+                    expected=_wanted(error, ()),
+                    got=str(MethodSpec(self.name, options)),
+                    fix=f"See `robustkit show {self.family} {self.name}`.",
+                ) from None
+            name = str(first["loc"][0])
             raise UsageError(
                 f"{self.name} cannot take this {name}",
                 expected=_wanted(error, first["loc"][:1]),
@@ -184,7 +191,9 @@ def _read(path: Path, module: str) -> Iterator[Listing]:
 
 def _wanted(error: ValidationError, place: tuple[int | str, ...]) -> str:
     """What pydantic says that an option should be; every form of it, where there are several."""
-    said = [found["msg"] for found in error.errors() if found["loc"][:1] == place]
+    complaints = [found for found in error.errors() if found["loc"][:1] == place]
+    owns = [found.get("ctx", {}).get("error") for found in complaints]
+    said = [getattr(own, "expected", "") or found["msg"] for own, found in zip(owns, complaints, strict=True)]
     return " or ".join(dict.fromkeys(m.removeprefix("Input should be ").removeprefix("Value error, ") for m in said))
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from robustkit.kernels import twins
+
+TOGETHER = 1_000_000
+"""Values from which on rows are drawn in several threads."""
 
 
 def key_of(seed: int, sample: int, purpose: str, restart: int, chunk: int) -> int:
@@ -35,6 +39,11 @@ def keyed_normal(keys: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype
     return _draw(keys, shape, dtype, device, "normal", lambda row, generator: row.normal_(generator=generator))
 
 
+def keyed_whole(keys: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform whole numbers 0 .. 2^60 - 1, (N, *shape) int64: row i is a function of ``keys[i]`` alone."""
+    return _draw(keys, shape, torch.int64, device, "whole", lambda row, draw: row.random_(0, 1 << 60, generator=draw))
+
+
 def _draw(
     keys: Sequence[int],
     shape: tuple[int, ...],
@@ -48,7 +57,13 @@ def _draw(
         drawn: Tensor = twins.ops().keyed(kind, torch.tensor(keys, dtype=torch.int64, device=device), out)
         return drawn
     host = out if out.device.type == "cpu" else out.cpu()
-    generator = torch.Generator()
-    for row, key in zip(host, keys, strict=True):
-        fill(row, generator.manual_seed(key))
+
+    workers = min(torch.get_num_threads(), len(keys))
+    if workers > 1 and host.numel() >= TOGETHER:  # torch draws a row in one thread, and without Python's lock
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda row, key: fill(row, torch.Generator().manual_seed(key)), host, keys))
+    else:
+        generator = torch.Generator()
+        for row, key in zip(host, keys, strict=True):
+            fill(row, generator.manual_seed(key))
     return host.to(device)

@@ -76,12 +76,18 @@ def _step_l2(out, adv, x, grad, step, eps, low, high, size, tiny, BLOCK: tl.cons
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _keyed(out, keys, size, NORMAL: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keyed(out, keys, size, KIND: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row program_id(0), block program_id(1): Philox with the row's key and the position as its counter."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(keys + row)
-    drawn = tl.randn(key, column) if NORMAL else tl.rand(key, column)
+    if KIND == "whole":
+        high, low, _, _ = tl.randint4x(key, column)
+        drawn = ((high.to(tl.int64) & 0x3FFFFFFF) << 30) | (low.to(tl.int64) & 0x3FFFFFFF)
+    elif KIND == "normal":
+        drawn = tl.randn(key, column)
+    else:
+        drawn = tl.rand(key, column)
     tl.store(out + row * size + column, drawn, mask=column < size)
 
 
@@ -127,11 +133,11 @@ def step_l2(adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, low: floa
 
 
 def keyed(kind: str, keys: Tensor, out: Tensor) -> Tensor:
-    """Fill ``out`` (N, *S) with uniform or normal draws of ``keys`` (N,) int64."""
+    """Fill ``out`` (N, *S) with uniform, normal or whole (60 bits; int64) draws of ``keys`` (N,) int64."""
     size = out.flatten(1).shape[1]
     grid = (len(out), triton.cdiv(size, BLOCK))
     with torch.cuda.device_of(out):
-        _keyed[grid](out, keys, size, NORMAL=kind == "normal", BLOCK=BLOCK)
+        _keyed[grid](out, keys, size, KIND=kind, BLOCK=BLOCK)
     return out
 
 

@@ -103,10 +103,11 @@ def _answers(stored: Mapping[str, Array]) -> dict[str, str]:
     return {} if draw is None else {name: draw(stored[name], label) for name in ("label", "before", "after")}
 
 
-def mask(classes: Array) -> str:
-    """Classes (H, W) in their colours; -1 is void."""
+def mask(classes: Array, nothing: str = VOID) -> str:
+    """Classes (H, W) in their colours; -1 is void, in a colour of its own."""
     count = max(int(classes.max(initial=0)), 0) + 1
-    table = np.array([[int(colour(c)[i : i + 2], 16) for i in (1, 3, 5)] for c in [*range(count), -1]], dtype=np.uint8)
+    hues = [*map(colour, range(count)), nothing]
+    table = np.array([[int(hue[i : i + 2], 16) for i in (1, 3, 5)] for hue in hues], dtype=np.uint8)
     return images.data_uri(images.nearest(table[classes]))
 
 

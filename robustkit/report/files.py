@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -71,7 +71,7 @@ class RunFiles:
                 )
             raise UsageError(
                 "no run there",
-                expected="a folder that `robustkit evaluate`, `robustkit explain` or `robustkit train` wrote",
+                expected="a folder that `robustkit evaluate`, `explain`, `train` or `certify` wrote",
                 where=str(folder),
                 fix="Its last line of output is the folder's path.",
             )
@@ -166,6 +166,20 @@ class RunFiles:
             return {name: self._dense[f"{name}/{i}"] for name in DENSE}
         except KeyError as error:
             raise _damaged(file, f"no {error}") from None
+
+    def certified_images(self, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The gallery of a certification, by the names of its tensors, each (G, ...) in the order of the results.
+
+        Raises:
+            UsageError: the file is damaged, or lacks one of them or some of their entries.
+        """
+        file = self.path / "gallery.safetensors"
+        tensors, wanted = _read_tensors(file), len(self.results["gallery"])
+        for name in names:
+            if name not in tensors or len(tensors[name]) != wanted:
+                got = f"{len(tensors[name])} of {name!r}" if name in tensors else f"no {name!r}"
+                raise _damaged(file, f"{got}, expected {wanted}")
+        return {name: tensors[name] for name in names}
 
 
 def misfit(value: Any, schema: Mapping[str, Any]) -> str | None:

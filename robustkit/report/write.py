@@ -31,6 +31,12 @@ def _training(folder: Path) -> str:
     return render(folder)
 
 
+def _certification(folder: Path) -> str:
+    from robustkit.report.certify import render
+
+    return render(folder)
+
+
 RESULTS, PAGE = "results.json", "report.html"
 FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
     "html": (PAGE, _html),
@@ -38,7 +44,11 @@ FORMATS: dict[str, tuple[str, Callable[[RunFiles], str]]] = {
     "junit": ("junit.xml", junit.render),
 }
 """Format -> file and what renders it. ``json`` is what the run itself wrote, and is only named."""
-PAGES: dict[str, Callable[[Path], str]] = {"explanation": _explanation, "training": _training}
+PAGES: dict[str, Callable[[Path], str]] = {
+    "explanation": _explanation,
+    "training": _training,
+    "certification": _certification,
+}
 """Kinds of run whose only report is a page -> what renders it."""
 
 
@@ -72,10 +82,10 @@ def write(run_dir: str | Path, formats: Sequence[str] = tuple(FORMATS), *, summa
 
 
 def write_page(run_dir: str | Path) -> Path:
-    """Write the page of an explanation or of a training and return its path; they have no other report.
+    """Write the page of an explanation, a training or a certification and return its path; they have no other report.
 
     Raises:
-        UsageError: the folder holds neither, or one whose results are damaged.
+        UsageError: the folder holds none of them, or one whose results are damaged.
         Incomplete: the run has no results yet; the disk is full.
     """
     folder = Path(run_dir)

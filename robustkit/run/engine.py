@@ -7,12 +7,16 @@ after a kill is the same code as running through. ``results.json`` is a function
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from robustkit.core.diagnostic import Diagnostic
 from robustkit.core.errors import Refused
+from robustkit.core.model import Model
+from robustkit.core.threat import Threat
 from robustkit.run.curve import curve_stage
 from robustkit.run.diagnostics import diagnose
 from robustkit.run.directory import RunDirectory
@@ -29,8 +33,27 @@ FORCE = "--force"
 """How the message of a refusal says what goes on all the same."""
 
 
-def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
-    """The preflight, or what an earlier process found.
+class Checked(Protocol):
+    """What the preflight reads of a plan."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def threat(self) -> Threat: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    def inputs(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]: ...
+
+    def probe_ids(self) -> list[int]: ...
+
+
+def check_first(
+    plan: Checked, stored: Any, progress: Progress, only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The preflight, or what an earlier process found; of ``only`` these checks.
 
     Raises:
         Refused: the number would be wrong, and ``force`` is not set.
@@ -42,6 +65,7 @@ def check_first(plan: Plan, stored: Any, progress: Progress) -> dict[str, Any]:
         x, y = plan.inputs(plan.probe_ids())
         with plan.model.metered() as cost:
             rows = preflight(plan.model, x, y, threat=plan.threat, seed=plan.config.seed)
+        rows = [row for row in rows if only is None or row.id in only]
         found = {"rows": [row.to_json() for row in rows], "cost": asdict(cost)}
         progress.advance("preflight", 1)
     rows = [Diagnostic(**row) for row in found["rows"]]

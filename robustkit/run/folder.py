@@ -41,7 +41,7 @@ def read_results(path: Path, kind: str | None = "evaluation") -> dict[str, Any]:
     if not (path / "config.yaml").is_file():
         raise UsageError(
             "no run there",
-            expected="a folder that `robustkit evaluate`, `robustkit explain` or `robustkit train` wrote"
+            expected="a folder that `robustkit evaluate`, `explain`, `train` or `certify` wrote"
             if kind is None
             else f"the folder of {a_run(kind)}",
             where=str(path),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from scipy.stats import binomtest
 
 
+@lru_cache(maxsize=1024)
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """The exact (Clopper-Pearson) interval of a share; (0, 1) where nothing was counted.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import time
@@ -16,7 +17,7 @@ from robustkit.core.defense import Defense, defense_from
 from robustkit.core.errors import Incomplete, UsageError
 from robustkit.core.files import unsynced
 from robustkit.core.model import Model, wrap
-from robustkit.core.splitnorm import check_branches
+from robustkit.core.splitnorm import check_branches, merge
 from robustkit.core.threat import Threat, threat_from
 from robustkit.data import as_data
 from robustkit.run.directory import RunDirectory
@@ -69,7 +70,8 @@ def train(
     """Train a network so that it withstands attacks, and keep the weights that do best on data it did not learn from.
 
     The network that is given holds the best weights afterwards, in eval mode; until then it stays as it is, since a
-    private copy is trained. With ``out`` the same call goes on with a training that was cut.
+    private copy is trained. Where a defense makes another network of it, as ``drs`` does, it stays as it is for good,
+    and ``.model`` of what is returned has the other. With ``out`` the same call goes on with a training that was cut.
 
     Args:
         model: wrapped, or a network that takes images in [0, 1].
@@ -112,15 +114,23 @@ def train(
     try:
         with make_progress(progress) as shown, nullcontext() if out is not None else unsynced():
             results, weights = _journey(plan, folder, ["python"], shown, page=out is not None)
-        wrapped.net.load_state_dict(weights)
-        wrapped.net.eval()
+        trained = _like_trained(plan, wrapped)
+        trained.net.load_state_dict(weights)
+        trained.net.eval()
     except BaseException as error:
         if out is None:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Incomplete):
                 raise _lost(error) from error
         raise
-    return Training(results, folder, wrapped, temporary=out is None)
+    return Training(results, folder, trained, temporary=out is None)
+
+
+def _like_trained(plan: TrainPlan, model: Model) -> Model:
+    """The user's network, where that was trained; else, as with ``drs``, one like what the defense has made of it."""
+    if type(plan.prepared.net) is type(model.net):
+        return model
+    return model.around(merge(copy.deepcopy(plan.prepared.net)))
 
 
 def _lost(error: Incomplete) -> Incomplete:

@@ -9,6 +9,7 @@ import torch
 
 from robustkit.core.errors import Refused
 from robustkit.core.model import Model
+from robustkit.core.splitnorm import merge
 from robustkit.data import Data
 from robustkit.data.samples import TensorData
 from robustkit.run import evaluate
@@ -50,10 +51,7 @@ def trained(plan: TrainPlan, run: RunDirectory, which: str) -> Model:
     """A network of its own with stored weights, in eval mode; ``which`` is ``best`` or ``last``."""
     if not plan.spec.startswith("python:"):
         return load_model(f"run:{run.path}" + ("" if which == "best" else f":{which}"), device=plan.config.device)
-    from robustkit.core.splitnorm import merge
-
-    net = copy.deepcopy(plan.model.net)
-    merge(net)
+    net = merge(copy.deepcopy(plan.prepared.net))
     load(net, run.read_tensors(f"{which}.safetensors"))
     model = plan.model.around(net.eval())
     model.name = f"{plan.model.name} ({which})"

@@ -47,7 +47,7 @@ class Trainer:
     def __init__(self, plan: TrainPlan, run: RunDirectory, progress: Progress) -> None:
         self.plan, self.run, self.progress = plan, run, progress
         config = plan.config
-        self.model: Model = plan.defense.prepare(plan.model)
+        self.model: Model = plan.prepared
         net = self.model.net
         self.optimizer = optimizer(
             net, config.optimizer, lr=plan.lr, weight_decay=config.weight_decay, momentum=config.momentum

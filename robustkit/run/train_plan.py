@@ -93,6 +93,11 @@ class TrainPlan:
             attack.check_task(self.model.task)
             attack.check_shape(tuple(x.shape[1:]))
 
+    @cached_property
+    def prepared(self) -> Model:
+        """The network as the defense trains it: the same one, unless the defense makes another of it."""
+        return self.defense.prepare(self.model)
+
     # -- the data ----------------------------------------------------------------------------------------------------
 
     @property

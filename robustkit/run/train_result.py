@@ -20,7 +20,7 @@ class Training:
     Attributes:
         data: everything, as in ``results.json``.
         path: folder of the run; a temporary one, gone with this object, where none was asked for.
-        model: the model that was given, with the best weights, in eval mode.
+        model: the model that was given, or what the defense has made of it, with the best weights, in eval mode.
     """
 
     def __init__(self, data: dict[str, Any], path: Path, model: Model, *, temporary: bool = False) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from robustkit.certify.halves import SplitModel
 from robustkit.core.defense import DEFENSES
 from robustkit.core.files import inside
 from robustkit.core.task import task_text
 from robustkit.run.directory import SCHEMA_VERSION, RunDirectory
 from robustkit.run.train_checkpoint import Position
 from robustkit.run.train_plan import TrainPlan
-from robustkit.zoo.run import origin
+from robustkit.zoo.run import origin, split_of
 
 Row = dict[str, Any]
 TAKEN = (
@@ -47,7 +48,7 @@ def summarise(plan: TrainPlan, run: RunDirectory, position: Position, evaluation
 
 def model_facts(plan: TrainPlan) -> Row:
     """The network, as results and reports describe it."""
-    model, (x, _) = plan.model, plan.inputs(plan.rows[0][:1])
+    model, (x, _) = plan.prepared, plan.inputs(plan.rows[0][:1])
     outputs = model.output_shape(x)
     return {
         "name": model.name,
@@ -69,7 +70,17 @@ def model_file(plan: TrainPlan) -> Row:
     kept = {key: facts[key] for key in ("classes", "mean", "std", "bounds", "class_names")}
     weights = {name: f"{name}.safetensors" for name in ("best", "last")}
     again = {"spec": origin(plan.spec), "task": task_text(plan.model.task), "shape": facts["input_shape"]}
-    return {**kept, **again, "weights": weights}
+    return {**kept, **again, "split": _split(plan), "weights": weights}
+
+
+def _split(plan: TrainPlan) -> Row | None:
+    """How the network of that name was made a SplitModel, by this training or by the one that it goes on from."""
+    net = plan.prepared.net
+    if not isinstance(net, SplitModel):
+        return None
+    if isinstance(plan.model.net, SplitModel):
+        return split_of(plan.spec)
+    return {"fill": net.fill, "shared": net.left is net.right}
 
 
 def _data(plan: TrainPlan) -> Row:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from robustkit.certify.halves import Fill
 from robustkit.core.errors import UsageError
 from robustkit.core.files import read_json
 from robustkit.core.model import Model
 from robustkit.core.preprocessing import Preprocessing
 from robustkit.core.task import task_text
 from robustkit.core.types import Bounds
+from robustkit.defenses.drs import halved
 from robustkit.zoo.blank import blank
 from robustkit.zoo.source import Source
 from robustkit.zoo.weights import load_into, read_state
@@ -25,7 +27,7 @@ def find(name: str, weights: Path | None) -> Source | Model:
     facts = described(folder)
     if facts["spec"].startswith("python:"):
         raise _from_python(folder, facts, which)
-    model = blank(facts["spec"], classes=facts["classes"], shape=facts["shape"], seed=0)
+    model = _made(facts, folder)
     file = weights or folder / facts["weights"][which]
     if not file.is_file() and weights is None:
         raise _unfinished(file)
@@ -46,6 +48,13 @@ def origin(spec: str) -> str:
     """How the network was first named: what `run:DIR` was built from, so that it outlives that folder."""
     kind, _, name = spec.partition(":")
     return str(described(split(name)[0])["spec"]) if kind == "run" else spec
+
+
+def split_of(spec: str) -> dict[str, Any] | None:
+    """How a network that is named so was taken into halves by the training that `run:DIR` holds; None if it was not."""
+    kind, _, name = spec.partition(":")
+    found: dict[str, Any] | None = described(split(name)[0])["split"] if kind == "run" else None
+    return found
 
 
 def split(name: str) -> tuple[Path, str]:
@@ -85,7 +94,24 @@ def described(folder: Path) -> dict[str, Any]:
             where=str(folder / FILE),
             fix="The run is damaged: its weights can still be loaded, with --weights FILE.",
         )
-    return {"mean": None, "std": None, "class_names": None, **facts}
+    return {"mean": None, "std": None, "class_names": None, "split": None, **facts}
+
+
+def _made(facts: dict[str, Any], folder: Path) -> Model:
+    """The network as it was trained, with weights that are still to be loaded."""
+    model = blank(facts["spec"], classes=facts["classes"], shape=facts["shape"], seed=0)
+    halves = facts["split"]
+    if halves is None:
+        return model
+    known = isinstance(halves, dict) and halves.get("fill") in get_args(Fill)
+    if not known or not isinstance(halves.get("shared"), bool):
+        raise UsageError(
+            "how the trained network sees the halves of an image cannot be read",
+            expected=f"fill ({', '.join(get_args(Fill))}) and shared (true, false)",
+            got=repr(halves),
+            where=str(folder / FILE),
+        )
+    return model.around(halved(model.net, halves["fill"], halves["shared"]))
 
 
 def _preprocessing(model: Model, facts: dict[str, Any]) -> Preprocessing | None:
@@ -110,11 +136,15 @@ def _unfinished(file: Path) -> UsageError:
 
 
 def _from_python(folder: Path, facts: dict[str, Any], which: str) -> UsageError:
-    file = folder / facts["weights"][which]
+    file, halves = folder / facts["weights"][which], facts["split"]
+    again = ""
+    if halves:
+        copies = "net" if halves["shared"] else "net, copy.deepcopy(net)"
+        again = f'net = robustkit.SplitModel({copies}, fill="{halves["fill"]}"); '
     return UsageError(
         "the network was built in Python, and only there can it be built again",
         expected="a network that a training made by name",
         got=f"{facts['spec'].removeprefix('python:')} of your code",
         where=str(folder),
-        fix=f'Load its weights yourself: net.load_state_dict(safetensors.torch.load_file("{file}")).',
+        fix=f'Load its weights yourself: {again}net.load_state_dict(safetensors.torch.load_file("{file}")).',
     )

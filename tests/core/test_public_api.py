@@ -9,11 +9,12 @@ import sys
 import robustkit as rk
 
 NAMES = """
-    AMP APGD ATTACKS AWP Attack AttackResult Attribution CW Classification Concurrent CosPGD DDN DEFENSES DeepFool
-    Defense DenseClassification Diagnostic ERM EXPLAINERS Explainer Explanations FAB FGSM FGSMRS FMN Free GradCAM
-    Gradient InputTimesGradient IntegratedGradients L1 L2 Linf MART Model MoreauGrad Noise PGD PGDAT Plus RAT Rand
-    Regression Result RobustkitError SegPGD SmoothGrad Square Standard TRADES Threat TrainState Training XRAI
-    evaluate explain from_art from_captum from_foolbox load open_data train verify wrap
+    AMP APGD ATTACKS AWP Attack AttackResult Attribution CERTIFIERS CW Certificate Certification Certifier
+    Classification Concurrent CosPGD DDN DEFENSES DRS DeepFool Defense DenseClassification Diagnostic DualSmoothing
+    ERM EXPLAINERS Explainer Explanations FAB FGSM FGSMRS FMN Free GradCAM Gradient InputTimesGradient
+    IntegratedGradients L1 L2 Linf MART Model MoreauGrad Noise PGD PGDAT Plus RAT Rand Regression Result
+    RobustkitError SegPGD SmoothGrad Smoothing SplitModel Square Standard TRADES Threat TrainState Training XRAI
+    certify evaluate explain from_art from_captum from_foolbox load open_data train verify wrap
 """
 
 
@@ -24,7 +25,7 @@ def parameters(function) -> list[str]:
 def test_public_names():
     assert sorted(rk.__all__) == sorted(NAMES.split())
     for name in NAMES.split():
-        assert inspect.getdoc(getattr(rk, name)) or name in ("ATTACKS", "EXPLAINERS")
+        assert inspect.getdoc(getattr(rk, name)) or name in ("ATTACKS", "CERTIFIERS", "EXPLAINERS")
 
 
 def test_public_signatures():
@@ -55,6 +56,18 @@ def test_public_signatures():
         "fail_under",
         "max_minutes",
         "surrogate",
+        "progress",
+    ]
+    assert parameters(rk.certify) == [
+        "model",
+        "data",
+        "method",
+        "falsify",
+        "limit",
+        "seed",
+        "batch_size",
+        "force",
+        "out",
         "progress",
     ]
     assert parameters(rk.explain) == [

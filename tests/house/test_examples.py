@@ -14,7 +14,10 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
-ARGUMENTS = {"compare_defenses": ("--only", "trades", "--budget", "3000", "--points", "10")}
+ARGUMENTS = {
+    "compare_defenses": ("--only", "trades", "--budget", "3000", "--points", "10"),
+    "compare_smoothing": ("--sigmas", "0.25", "--budget", "1000", "--points", "4"),
+}
 
 
 def run(*command: str, cwd: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from scipy import stats
 
+from robustkit.kernels import noise
 from robustkit.kernels.noise import key_of, keyed_normal, keyed_uniform
 
 CPU = torch.device("cpu")
@@ -32,6 +33,14 @@ def test_keys_are_spread_and_stable():
     assert len(keys) == 3 * 20 * 2 * 3 * 3
     assert all(0 <= key < 2**63 for key in keys)
     assert key_of(0, 0, "pgd:uniform", 0, 0) == 6513271410210535710
+
+
+def test_threads_change_nothing(monkeypatch):
+    keys = [key_of(0, i, "test", 0, 0) for i in range(5)]
+    alone = keyed_normal(keys, (40,), torch.float32, CPU)
+    monkeypatch.setattr(noise, "TOGETHER", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(keyed_normal(keys, (40,), torch.float32, CPU), alone)
 
 
 def test_empty():

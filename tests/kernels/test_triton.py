@@ -71,6 +71,12 @@ def noise():
     words = philox(keys[0], 4)
     radius = math.sqrt(-2 * math.log(max(unit(words[0]), 1e-7)))
     assert abs(float(normal[0, 4]) - radius * math.cos(2 * math.pi * unit(words[1]))) < 1e-4
+    whole = torch.empty(3, 5, 7, dtype=torch.int64)
+    triton_ops.keyed("whole", torch.tensor(keys), whole)
+    for row, key in zip(whole.flatten(1), keys):
+        for counter in (0, 1, 34):
+            high, low = (word & 0x3FFFFFFF for word in philox(key, counter)[:2])
+            assert int(row[counter]) == (high << 30) + low
 
 {"steps": steps, "tiny": tiny_gradients, "noise": noise}[sys.argv[1]]()
 '''
