@@ -1,4 +1,4 @@
-"""What smoothing costs: ``python -m benchmarks.certify [--rounds 5] [--n 1280] [--digits 200] [--only WORD]``.
+"""What smoothing costs: ``python -m benchmarks.certify [--rounds 5] [--n 1280] [--digits 200]``.
 
 Times are medians of alternating runs in one process; the bare loop is ``no_grad`` over noise that was drawn before and
 costs it nothing. The rate does not depend on n: each round takes ``--n`` draws. Decisions are compared with the fixed
@@ -47,14 +47,17 @@ def kept_bare(net: Callable[[Tensor], Tensor], x: Tensor, pool: Tensor, n: int, 
         return bare(net, x, pool, n, batch)
 
 
-def rates(title: str, name: str, data: str, n: int, batch: int, rounds: int) -> list[tuple[str, ...]]:
+def rates(
+    title: str, name: str, data: str, n: int, batch: int, rounds: int, *, dual: bool = False
+) -> list[tuple[str, ...]]:
     """Copies a second of ours, as a share of the bare loop's."""
     model = rk.load(name)
     x, _ = rk.open_data(data, preprocessing=model.preprocessing).take([0])
     pool = torch.randn((batch, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
     net = model.module.eval()
     found = []
-    for method in (rk.Smoothing(sigma=SIGMA, n=n, n0=1), rk.DualSmoothing(sigma=SIGMA, n=n // 2, n0=1)):
+    methods = [rk.Smoothing(sigma=SIGMA, n=n, n0=1), *([rk.DualSmoothing(sigma=SIGMA, n=n // 2, n0=1)] if dual else [])]
+    for method in methods:
         subjects = {
             OURS: partial(method, model, x, batch=batch),
             BARE: partial(bare, net, x, pool, n, batch),
@@ -72,17 +75,17 @@ def rates(title: str, name: str, data: str, n: int, batch: int, rounds: int) -> 
     return found
 
 
-def decisions(digits: int) -> list[tuple[str, ...]]:
-    """Draws of decide on demo:mnist-smooth, and its verdicts beside those of the fixed design."""
+def decisions(digits: int, n: int) -> list[tuple[str, ...]]:
+    """Draws of decide on demo:mnist-smooth, and its verdicts beside those of a fixed design of n draws."""
     model = rk.load("demo:mnist-smooth")
     x, _ = rk.open_data("demo:mnist").take(range(digits))
     decide = rk.Smoothing(sigma=SIGMA, n=CAP, mode="decide", radius=RADIUS)
     found = decide(model, x)
-    fixed = replace(decide, mode="radius")(model, x)
+    fixed = replace(decide, mode="radius", n=n)(model, x)
     median = float(found.n.double().median())
     hits = fixed.extras["hits"][:, 0].numpy()
     level = decide.level(RADIUS)
-    inside = (lower(hits, CAP, decide.alpha) <= level) & (level <= upper(hits, CAP, decide.beta))
+    inside = (lower(hits, n, decide.alpha) <= level) & (level <= upper(hits, n, decide.beta))
     differ = (found.certified != fixed.certified).numpy()
     rows = [
         (f"decide, R = {RADIUS}, {digits} digits: median draws", f"{median:,.0f}", f"<= {CAP * SAMPLES_BAR:,.0f}",
@@ -92,7 +95,7 @@ def decisions(digits: int) -> list[tuple[str, ...]]:
         ("decide: other verdicts than the fixed design", f"{int(differ.sum())}", "only within its confidence width",
          "met" if not (differ & ~inside).any() else "missed",
          f"{int((differ & inside).sum())} within the width; certified {int(found.certified.sum())} by decide, "
-         f"{int(fixed.certified.sum())} by n = {CAP:,}"),
+         f"{int(fixed.certified.sum())} by n = {n:,}"),
     ]
     return rows
 
@@ -125,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--n", type=int, default=1_280)
     parser.add_argument("--digits", type=int, default=200)
+    parser.add_argument("--fixed", type=int, default=CAP, help="draws of the fixed design")
     parser.add_argument("--only", default="")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -135,8 +139,8 @@ def main() -> None:
         "photos": partial(rates, "EfficientNet-Lite0, batch 64", "demo:efficientnet_lite0", "demo:photos", given.n, 64,
                           given.rounds),
         "digits": partial(rates, "demo:mnist-smooth, batch 512", "demo:mnist-smooth", "demo:mnist", 10_240, 512,
-                          given.rounds),
-        "decide": partial(decisions, given.digits),
+                          given.rounds, dual=True),
+        "decide": partial(decisions, given.digits, given.fixed),
         "memory": memory,
     }
     table = Table("work", "measured", "bar", "", "detail", box=None, pad_edge=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 from torch import Tensor
 
 from robustkit.certify import confidence
@@ -33,6 +35,8 @@ from robustkit.core.specs import Fraction
 Array = NDArray[Any]
 ROUNDING = 1e-12
 """Share by which radii are made smaller: more than the rounding of the normal quantile."""
+MOST = 10**12
+"""More draws than anyone makes."""
 RANDOM = 1e-4
 """Largest difference between two passes of one batch, relative to the largest output, that is rounding."""
 
@@ -76,7 +80,7 @@ class Randomized(Certifier):
             return values
         if given.get("radius") is not None:
             raise ValueError("one radius, not two")
-        return {**given, "mode": mode, "radius": radius}
+        return ArgsKwargs(values.args, {**given, "mode": mode, "radius": radius})
 
     @model_validator(mode="after")
     def _consistent(self) -> Any:
@@ -161,25 +165,31 @@ class Randomized(Certifier):
             check_grid(model)
 
     def remarks(self, outputs: tuple[int, ...]) -> tuple[str, ...]:
-        most, budget = self.limit(outputs), self.budget(outputs)
+        most, asked = self.limit(outputs), float(self.radius or 0.0)
+        if 0 < most >= asked:
+            return ()
+        what = f"n = {self.n:,} draws show no radius "
         if most <= 0:
-            least = math.ceil(math.log(budget) / math.log(self.level(0)))
-            return (
-                f"n = {self.n:,} draws show no radius at all with alpha = {self.alpha:g}: every sample will be left "
-                f"undecided. At least n = {least:,} is needed",
-            )
-        if self.radius is not None and self.radius > most:
-            least = math.ceil(math.log(budget) / math.log(self.level(self.radius)))
-            return (
-                f"n = {self.n:,} draws show no radius above {most:.4g}, and {self.radius:g} is asked for: nothing will "
-                f"be certified. At least n = {least:,} is needed",
-            )
-        return ()
+            what += f"at all with alpha = {self.alpha:g}: every sample will be left undecided"
+        else:
+            what += f"above {most:.4g}, and {asked:g} is asked for: nothing will be certified"
+        least = self._least(asked, outputs)
+        enough = f"At least n = {least:,} is needed" if least else "No n that can be drawn is enough: raise sigma"
+        return (f"{what}. {enough}",)
 
     def limit(self, outputs: tuple[int, ...] = (2,)) -> float:
         """The largest radius that n draws can show: all of them gave the same answer."""
-        p = np.array(self._lower(np.array(self.n), np.array(self.n), self.budget(outputs)))
+        return self._limit(self.n, outputs)
+
+    def _limit(self, n: int, outputs: tuple[int, ...]) -> float:
+        p = self._lower(np.array(n), np.array(n), self.budget(outputs))
         return float(_down(self.radius_of([p] * self.parts)))
+
+    def _least(self, radius: float, outputs: tuple[int, ...]) -> int | None:
+        """The smallest n whose limit is the radius (of 0: above it); None if that is more than anyone draws."""
+        at_least = max(radius, np.finfo(float).tiny)
+        found = bisect_left(range(MOST), at_least, key=lambda n: self._limit(n, outputs) if n else -math.inf)
+        return found if found < MOST else None
 
     @property
     def parts(self) -> int:

@@ -27,6 +27,7 @@ from robustkit.certify.sampler import Sampler, Vote
 from robustkit.core.certificate import ABSTAIN
 from robustkit.core.certifier import CERTIFIERS
 from robustkit.core.errors import UsageError
+from robustkit.core.keyed import default_ids
 from robustkit.core.model import Model
 from robustkit.core.options import method
 
@@ -89,14 +90,20 @@ class Smoothing(Randomized):
     def predict(
         self, model: Model, x: Tensor, *, ids: Tensor | None = None, seed: int = 0, batch: int | None = None
     ) -> Tensor:
-        """The class of the smoothed classifier, (N,), from n draws; -1 where it is not clear with error alpha.
+        """The class of the smoothed classifier from n draws; -1 where it is not clear with error alpha.
 
-        The two most frequent answers are compared by a two-sided binomial test (the paper's PREDICT).
+        The two most frequent answers are compared by a two-sided binomial test (the paper's PREDICT). (N,), or
+        (N, H, W) of dense outputs, where alpha is that of each pixel. Inputs may lie outside of the bounds.
+
+        Raises:
+            UsageError: as when called, but for the bounds.
         """
+        ids = default_ids(len(x)) if ids is None else ids
+        self._check(model, x, ids, batch)
         with model.frozen(seed), torch.no_grad():
             sampler = self.sampler_for(model, x, ids=ids, seed=seed, batch=batch)
             top = sampler.counts("predict", self.n)[0, :, :-1].topk(2, dim=1)
-        first, second = top.values.cpu().numpy().T
+        first, second = (counts.numpy() for counts in top.values.cpu().unbind(1))
         # at one half the two tails are alike
         clear = (first > second) & (2 * binom.sf(first - 1, first + second, 0.5) <= self.alpha)
         return torch.where(torch.from_numpy(clear), top.indices[:, 0].cpu(), ABSTAIN)

@@ -83,11 +83,12 @@ def certified(model: Model, certifier: rk.Certifier, points: int) -> list[float]
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """One arm, trained and certified: a line of the file."""
     sigma, n, points = job["sigma"], job["n"], job["points"]
-    methods: dict[str, rk.Certifier] = {"dual, n a half": rk.DualSmoothing(sigma=sigma, n=n)}
+    methods: dict[str, rk.Certifier] = {"dual, n a half": rk.DualSmoothing(sigma=sigma, n=n, fill="paper")}
     if job["arm"] == "noise":
         methods |= {"plain, n": rk.Smoothing(sigma=sigma, n=n), "plain, 2 n": rk.Smoothing(sigma=sigma, n=2 * n)}
     if job["arm"] == LONG:
-        methods = {"plain, 10 n": rk.Smoothing(sigma=sigma, n=10 * n)}
+        filled = rk.DualSmoothing(sigma=sigma, n=n, fill="mean")
+        methods = {"plain, 10 n": rk.Smoothing(sigma=sigma, n=10 * n), "dual, fill=mean, n a half": filled}
     with kept():  # memory stays between the steps, which the CPU is grateful for
         began = time.perf_counter()
         model, spent = trained(job["arm"], sigma, job["seed"], job["budget"])
@@ -137,7 +138,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=2000, help="example-gradients that each arm may spend")
     parser.add_argument("--points", type=int, default=10, help="digits that are certified, of 1,000")
     parser.add_argument("--n", type=int, default=100, help="draws of each half")
-    parser.add_argument("--long", action="store_true", help="plain smoothing with 10 n draws, too")
+    parser.add_argument("--long", action="store_true", help="plain smoothing with 10 n draws and dual smoothing of means, too")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
     parser.add_argument("--out", type=Path, default=Path("runs/compare-smoothing"), help="folder of the raw results")
     parser.add_argument("--page", type=Path, help="page whose table is written anew")

@@ -21,6 +21,7 @@ ROWS = (
     ("noise", "plain, 2 n"),
     ("long", "plain, 10 n"),
     ("noise", "dual, n a half"),
+    ("long", "dual, fill=mean, n a half"),
     ("org", "dual, n a half"),
     ("consistency", "dual, n a half"),
 )

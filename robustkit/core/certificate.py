@@ -84,6 +84,8 @@ class Certificate:
     def accuracy(self, y: Tensor, radius: float = 0.0) -> float:
         """Share of samples (of pixels, of dense outputs) whose class is ``y`` and certified at least at ``radius``.
 
+        Pixels without a label count as wrong: choose those that have one, or see the results of a run.
+
         >>> shown = torch.tensor([True, True])
         >>> found = Certificate("smoothing", {}, torch.tensor([1, 2]), torch.tensor([0.5, 0.2]), shown, ("", ""),
         ...                     "l2", "float32", 4, Cost(), torch.tensor([100, 100]))

@@ -96,6 +96,7 @@ class Certifier(ABC):
         """
         ids = default_ids(len(x)) if ids is None else ids
         self._check(model, x, ids, batch)
+        check_inputs(x.detach(), model)
         x = x.detach().contiguous()
         with model.frozen(seed), model.metered() as cost, torch.no_grad():
             outputs = model.output_shape(x, gradients=False)
@@ -153,7 +154,6 @@ class Certifier(ABC):
         if batch is not None and batch < 1:
             raise UsageError("a batch holds samples", expected="at least 1", got=str(batch), where="batch")
         model.check(x)
-        check_inputs(x.detach(), model)
 
 
 def certifier_from(value: Certifier | str) -> Certifier:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustkit.core.task import DenseClassification
@@ -17,6 +18,7 @@ from robustkit.run.certify_stage import map_file
 from robustkit.run.directory import RunDirectory
 
 Row = dict[str, Any]
+Array = NDArray[Any]
 
 
 def figures(plan: CertifyPlan, run: RunDirectory, rows: Sequence[Row]) -> dict[str, Any]:
@@ -64,7 +66,8 @@ class _Pixels:
         """By label: pixels without a certificate at any radius."""
         self.right, self.shown = np.zeros(len(self.radii), np.int64), np.zeros(len(self.radii), np.int64)
         self.sum, self.count = 0.0, 0
-        self.sizes: list[list[Tensor]] = [[] for _ in range(classes)]
+        self.sizes = [(np.empty(0), np.empty(0, np.int64))] * classes
+        """By label: the radii that there are, and how many pixels have each; n draws can show but n + 1 of them."""
 
     def add(self, maps: dict[str, Tensor]) -> None:
         known = maps["label"] != self.ignore
@@ -84,7 +87,7 @@ class _Pixels:
         self.confusion += pairs.view(classes, classes + 1).numpy()
         self.nothing += torch.bincount(label[prediction < 0], minlength=classes).numpy()
         for c in range(classes):
-            self.sizes[c].append((radius * right)[label == c].float())
+            self.sizes[c] = _counted(self.sizes[c], (radius * right)[label == c].numpy())
 
     def average(self) -> float | None:
         return self.sum / self.count if self.count else None
@@ -120,8 +123,24 @@ class _Pixels:
                 "clean_accuracy": None,
                 "certified_accuracy": int(self.confusion[c, c]) / int(sizes[c]),
                 "abstained": int(self.nothing[c]) / int(sizes[c]),
-                "median_radius": float(torch.cat(self.sizes[c]).median()),
+                "median_radius": _median(*self.sizes[c]),
             }
             for c in range(len(sizes))
             if sizes[c]
         ]
+
+
+def _counted(known: tuple[Array, Array], more: Array) -> tuple[Array, Array]:
+    """Different values and how often each occurs, with some more values."""
+    values, place = np.unique(np.concatenate([known[0], more]), return_inverse=True)
+    weights = np.concatenate([known[1], np.ones(len(more), np.int64)])
+    return values, np.bincount(place, weights, minlength=len(values)).astype(np.int64)
+
+
+def _median(values: Array, counts: Array) -> float:
+    """The lower median.
+
+    >>> _median(np.array([0.0, 0.5]), np.array([2, 2])), _median(np.array([0.0, 0.5]), np.array([1, 2]))
+    (0.0, 0.5)
+    """
+    return float(values[np.searchsorted(np.cumsum(counts), (counts.sum() - 1) // 2, side="right")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from robustkit.run.plan import PROBE, PROBE_LARGE, check_weights
 
 DRAWS, MOST = 200_000, 64
 """Draws of a chunk, and the most samples in it: what a kill can cost."""
+COUNTS = 50_000_000
+"""Counts that are held at once: 200 MB."""
 QUEUE, QUEUE_LARGE = 128, 32
 """Samples whose decisions share batches; fewer where one has more than 10,000 values."""
 
@@ -108,4 +111,6 @@ class CertifyPlan:
             return MOST
         if self.certifier.mode == "decide":
             return QUEUE if self.inputs([0])[0][0].numel() <= 10_000 else QUEUE_LARGE
-        return max(1, min(MOST, DRAWS // (self.certifier.n * self.certifier.parts)))
+        parts, (classes, *places) = self.certifier.parts, self.outputs
+        room = COUNTS // (parts * (classes + 1) * math.prod(places))
+        return max(1, min(MOST, DRAWS // (self.certifier.n * parts), room))

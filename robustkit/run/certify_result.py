@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import weakref
 from pathlib import Path
@@ -36,12 +37,12 @@ class Certification:
     @property
     def certified_accuracy(self) -> float:
         """Share of samples (pixels) with their label and a certificate: at the radius asked for, or at any."""
-        return float(self.data["certified_accuracy"])
+        return _number(self.data["certified_accuracy"])
 
     @property
     def abstained(self) -> float:
         """Share of samples (pixels) without a certificate at any radius."""
-        return float(self.data["abstained"])
+        return _number(self.data["abstained"])
 
     @property
     def curve(self) -> dict[float, float]:
@@ -103,13 +104,14 @@ class Certification:
     def _dense(self) -> Certificate:
         from safetensors.torch import load_file
 
-        maps = [load_file(file) for file in sorted((self.path / "certificates").glob("*.safetensors"))]
+        files = sorted((self.path / "certificates").glob("*.safetensors"), key=lambda file: int(file.stem))
+        maps = [load_file(file) for file in files]
         whole = {name: torch.cat([one[name] for one in maps]) for name in ("prediction", "radius", "certified")}
+        sure, radius = whole["certified"], whole["radius"].double()
+        # radii are stored a little smaller: what is asked for is stored as a fact
+        radius = torch.where(sure, radius.clamp_min(self._asked or 0.0), radius)
         return self._built(
-            self._rows("samples-certify"),
-            prediction=whole["prediction"].long(),
-            radius=whole["radius"].double(),
-            certified=whole["certified"],
+            self._rows("samples-certify"), prediction=whole["prediction"].long(), radius=radius, certified=sure
         )
 
     @property
@@ -144,3 +146,8 @@ class Certification:
             f"Certification({self.data['model']['name']} by {self.data['method']['label']}: certified accuracy "
             f"{self.certified_accuracy:.3f}{at} in {self.data['property']['norm']}, n = {len(self)})"
         )
+
+
+def _number(share: float | None) -> float:
+    """A share; NaN of nothing, such as no labelled pixel."""
+    return math.nan if share is None else float(share)

@@ -33,7 +33,7 @@ def certify_stage(
         ids = torch.tensor(list(chunk))
         found = plan.certifier(plan.model, x, ids=ids, seed=plan.config.seed, batch=plan.batch, progress=tell)
         with plan.model.frozen(plan.config.seed), torch.no_grad(), plan.model.metered() as cost:
-            clean = plan.model(x).argmax(1)
+            clean = torch.cat([plan.model(part).argmax(1) for part in x.split(plan.batch or len(x))])
         rows = (_dense_rows if plan.dense else _rows)(plan, chunk, found, clean.cpu(), y.cpu())
         rows[0] |= {"cost": asdict(found.cost + cost), "arithmetic": found.arithmetic, "notes": list(found.notes)}
         if file is not None:

@@ -160,6 +160,15 @@ def test_predict_is_that_of_scipy():
     assert found.tolist() == expected and set(expected) == {0, 1, -1}
 
 
+def test_predict_takes_dense_outputs():
+    counts = slow.counts(slow.Pixels(), DENSE, "predict", 200, 0.15)[:, :3]
+    top = counts.topk(2, 1).values
+    p = stats.binom.sf(top[:, 0] - 1, top.sum(1), 0.5) * 2
+    expected = torch.where(torch.from_numpy(p <= 0.001), counts.argmax(1), -1)
+    found = rk.Smoothing(sigma=0.15, n=200).predict(rk.wrap(slow.Pixels()), DENSE)
+    assert torch.equal(found, expected) and set(found.unique().tolist()) == {-1, 0, 1, 2}
+
+
 def test_predictions_are_wrong_with_probability_alpha_at_most():
     """Two classes at p = 1/2 are both wrong to commit to."""
     certifier = rk.Smoothing(n=100, alpha=ALPHA)
@@ -348,14 +357,32 @@ def test_too_few_draws_are_remarked_on():
     assert found.prediction.tolist() == [-1]
 
 
-@pytest.mark.parametrize(("radius", "outputs"), [(0.5, (10,)), (0.9, (10,)), (0.5, (3, 16, 16))])
-def test_a_radius_that_n_draws_cannot_show_is_remarked_on(radius, outputs):
+@pytest.mark.parametrize(
+    ("radius", "outputs", "mode"),
+    [
+        (0.5, (10,), "radius"),
+        (0.9, (10,), "radius"),
+        (0.5, (3, 16, 16), "radius"),
+        (0.5, (10,), "decide"),
+        (0.0, (10,), "decide"),
+    ],
+)
+@pytest.mark.parametrize("kind", [rk.Smoothing, rk.DualSmoothing])
+def test_a_radius_that_n_draws_cannot_show_is_remarked_on(kind, radius, outputs, mode):
     """The number that is named is the smallest that can."""
-    remark = rk.Smoothing(n=20, n0=5, radius=radius).remarks(outputs)[0]
+    options = {"radius": radius, "mode": mode, "n0": 5}
+    remark = kind(n=12, **options).remarks(outputs)[0]
     least = int(remark.rsplit("At least n = ", 1)[1].split()[0].replace(",", ""))
-    assert rk.Smoothing(n=least, radius=radius, n0=5).limit(outputs) >= radius
-    assert rk.Smoothing(n=least - 1, radius=radius, n0=5).limit(outputs) < radius
-    assert rk.Smoothing(n=least, radius=radius, n0=5).remarks(outputs) == ()
+    assert kind(n=least, **options).limit(outputs) >= radius
+    assert kind(n=least, **options).remarks(outputs) == ()
+    assert kind(n=least - 1, **options).remarks(outputs) != ()
+
+
+@pytest.mark.parametrize("method", ["smoothing", "dual-smoothing"])
+def test_a_radius_out_of_all_reach_is_remarked_on(method):
+    """Of 1 at sigma = 0.05, that is 20 noise levels: ``Phi`` of it is 1."""
+    (remark,) = certifier_from(f"{method}:sigma=0.05,radius=1").remarks((10,))
+    assert remark.endswith("nothing will be certified. No n that can be drawn is enough: raise sigma")
 
 
 def test_the_limit_is_reached_where_all_draws_agree():
@@ -412,6 +439,7 @@ def test_a_decision_is_written_in_one_word_or_two():
     assert one == certifier_from("smoothing:mode=decide,radius=1/4") == rk.Smoothing(mode="decide", radius=0.25)
     assert rk.Smoothing(mode="decide:radius=0.25") == one and one.text == "smoothing:mode=decide,radius=0.25"
     assert certifier_from(one.text) == one
+    assert rk.Smoothing(0.5, mode="decide:radius=0.25") == rk.Smoothing(0.5, mode="decide", radius=0.25)
     both = certifier_from("smoothing:sigma=0.5,mode=decide:radius=1/2,alpha=0.01,n=1000")
     assert (both.sigma, both.radius, both.alpha, both.n) == (0.5, 0.5, 0.01, 1000)
 
@@ -428,3 +456,6 @@ def test_a_decision_is_written_in_one_word_or_two():
 def test_bad_inputs_are_one_clear_message(x, words):
     with pytest.raises(UsageError, match=words):
         rk.Smoothing(n=200)(linear(), x)
+    if words != "bounds":
+        with pytest.raises(UsageError, match=words):
+            rk.Smoothing(n=200).predict(linear(), x)
