@@ -138,7 +138,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=2000, help="example-gradients that each arm may spend")
     parser.add_argument("--points", type=int, default=10, help="digits that are certified, of 1,000")
     parser.add_argument("--n", type=int, default=100, help="draws of each half")
-    parser.add_argument("--long", action="store_true", help="plain smoothing with 10 n draws and dual smoothing of means, too")
+    parser.add_argument("--long", action="store_true", help="plain smoothing with 10 n draws, dual of means")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
     parser.add_argument("--out", type=Path, default=Path("runs/compare-smoothing"), help="folder of the raw results")
     parser.add_argument("--page", type=Path, help="page whose table is written anew")

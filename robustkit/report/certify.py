@@ -215,7 +215,7 @@ def _curves(r: Row, norm: str) -> Row:
     verifier, asked = r["verifier"], r["property"]["radius"]
     decided = verifier["mode"] == "decide"
     last = r["curve"][-1]["radius"] if r["curve"] else 0.0
-    end = last if decided or verifier["max_radius"] is None else verifier["max_radius"]
+    end = asked or 0.0 if decided else last if verifier["max_radius"] is None else verifier["max_radius"]
     options: Row = {
         "abstained": r["abstained"] or 0.0,
         "asked": asked,

@@ -48,12 +48,15 @@ def curve(
         figure.subplots_adjust(left=0.08, right=0.98)
         axes = figure.add_subplot()
         frame(axes, f"radius, {norm}", "share, %")
-        axes.set(xlim=(-0.012 * most, ROOM * most), ylim=(-2, 109))
-        _bands(axes, points, abstained, most)
-        _lines(axes, points, attack)
-        _beyond(axes, end, ROOM * most, beyond)
+        right = max(ROOM * most, points[-1]["radius"])  # an attack goes on where nothing can be shown
+        axes.set(xlim=(-0.012 * right, right), ylim=(-2, 109))
+        reached = [p for p in points if p["radius"] <= most]
+        _bands(axes, reached, abstained, most)
+        _attacked(axes, points, attack)
+        _lines(axes, reached)
+        _beyond(axes, end, right, beyond)
         if asked is not None:
-            _asked(axes, asked, left=asked < 0.6 * most)
+            _asked(axes, asked, left=asked < 0.6 * right)
         _key(axes, columns=1 if width < NARROW else 2)
         return inline(figure, "Certified accuracy against the radius")
 
@@ -68,13 +71,18 @@ def _bands(axes: Any, points: Points, abstained: float, right: float) -> None:
         axes.fill_between(_radii(points), low, high, step="pre", color=ROBUST, alpha=0.17, lw=0)
 
 
-def _lines(axes: Any, points: Points, attack: str | None) -> None:
-    """Certified at a radius is certified below it: steps fall before a point. An attack's fall after it."""
-    x, right = _radii(points), _values(points, "certified_accuracy")
-    any_class, held = _values(points, "certified"), _values(points, "empirical")
+def _attacked(axes: Any, points: Points, attack: str | None) -> None:
+    """What an attack left: steps fall after a point."""
+    held = _values(points, "empirical")
     if held and attack is not None:
         name = f"right, not broken by {_plain(attack)}"
-        axes.step(x, held, where="post", color=BROKEN, lw=1.6, ls=(0, (5, 2)), label=name)
+        axes.step(_radii(points), held, where="post", color=BROKEN, lw=1.6, ls=(0, (5, 2)), label=name)
+
+
+def _lines(axes: Any, points: Points) -> None:
+    """Certified at a radius is certified below it: steps fall before a point."""
+    x, right = _radii(points), _values(points, "certified_accuracy")
+    any_class = _values(points, "certified")
     if any_class != right:
         axes.step(x, any_class, where="pre", color=MUTED, lw=1.2, ls=(0, (1, 1.5)), label="certified, right or wrong")
     axes.step(x, right, where="pre", color=ROBUST, lw=2.2, label="certified and right")
@@ -84,7 +92,7 @@ def _beyond(axes: Any, end: float, right: float, why: str) -> None:
     axes.axvspan(end, right, color=MUTED, alpha=0.12, lw=0)
     axes.axvline(end, color=MUTED, lw=1.0, ls=(0, (1, 2)))
     place = {"rotation": 90, "ha": "center", "va": "center", "color": MUTED, "fontsize": 9.5}
-    axes.text((end + right) / 2, 47, why, **place)
+    axes.text(min((end + right) / 2, end + 0.06 * right), 47, why, **place)
 
 
 def _asked(axes: Any, radius: float, *, left: bool) -> None:

@@ -9,7 +9,7 @@ may each of these tests: a run is refused where there are more contradictions th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -97,7 +97,13 @@ def check_attack(plan: CertifyPlan) -> None:
         )
 
 
-def falsify_stage(plan: CertifyPlan, run: RunDirectory, chunk: range, rows: Sequence[Row]) -> list[Row]:
+def falsify_stage(
+    plan: CertifyPlan,
+    run: RunDirectory,
+    chunk: range,
+    rows: Sequence[Row],
+    tell: Callable[[str], None] | None = None,
+) -> list[Row]:
     """Attack the certificates of a chunk; the rows that were computed now.
 
     Attacked are certified samples, whatever their class, and those that abstained where the class of the selection
@@ -117,7 +123,7 @@ def falsify_stage(plan: CertifyPlan, run: RunDirectory, chunk: range, rows: Sequ
         tensors: dict[str, Tensor] = {}
         if tried:
             hunt = _Hunt(plan, tried)
-            hunt.run()
+            hunt.run(tell)
             found.update({row["id"]: row for row in hunt.rows()})
             broken = hunt.high.isfinite()
             tensors = {"ids": hunt.ids[broken], "witness": hunt.witness[broken.to(hunt.witness.device)]}
@@ -235,13 +241,15 @@ class _Hunt:
         self.within, self.inside = self.checked.clone(), torch.zeros(len(rows), dtype=torch.bool)
         self.error = error_of(self.certifier)
 
-    def run(self) -> None:
+    def run(self, tell: Callable[[str], None] | None = None) -> None:
         """All turns."""
         passes = COPIES * self.certifier.parts
         with self.plan.model.metered() as tests:
             itself = (self.radius == 0).nonzero()[:, 0]
             self._test(itself, self.x[itself.to(self.x.device)])
-            for _ in range(TURNS):
+            for turn in range(TURNS):
+                if tell is not None:
+                    tell(f"ball {turn + 1} of {TURNS} around {len(self.ids)} samples")
                 spent = self._attack()
                 self.cost += Cost(spent.forwards * passes, spent.backwards * passes)
             self._confirm()

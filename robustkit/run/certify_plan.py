@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from robustkit.certify.randomized import Randomized
+from robustkit.certify.sampler import BLOCK, batch_for
 from robustkit.core.attack import Attack
 from robustkit.core.certifier import Certifier
 from robustkit.core.errors import UsageError
@@ -20,12 +21,12 @@ from robustkit.data import Data
 from robustkit.run.certify_config import CertifyConfig
 from robustkit.run.plan import PROBE, PROBE_LARGE, check_weights
 
-DRAWS, MOST = 200_000, 64
-"""Draws of a chunk, and the most samples in it: what a kill can cost."""
+VALUES, MOST = 20_000_000, 64
+"""Values of the noisy copies of a chunk, and the most samples in it: what a kill can cost."""
 COUNTS = 50_000_000
 """Counts that are held at once: 200 MB."""
-QUEUE, QUEUE_LARGE = 128, 32
-"""Samples whose decisions share batches; fewer where one has more than 10,000 values."""
+QUEUE, LEAST = 2, 8
+"""Samples whose decisions share batches, for each block of draws in a batch; and the least of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +110,9 @@ class CertifyPlan:
     def _chunk(self) -> int:
         if not isinstance(self.certifier, Randomized):
             return MOST
+        values = self.inputs([0])[0][0].numel()
         if self.certifier.mode == "decide":
-            return QUEUE if self.inputs([0])[0][0].numel() <= 10_000 else QUEUE_LARGE
+            return max(LEAST, QUEUE * batch_for(values) // BLOCK)
         parts, (classes, *places) = self.certifier.parts, self.outputs
         room = COUNTS // (parts * (classes + 1) * math.prod(places))
-        return max(1, min(MOST, DRAWS // (self.certifier.n * parts), room))
+        return max(1, min(MOST, VALUES // (values * self.certifier.n * parts), room))

@@ -20,8 +20,8 @@ from robustkit.run.directory import SCHEMA_VERSION, RunDirectory
 from robustkit.run.facts import model_facts
 from robustkit.run.interval import clopper_pearson
 
-POINTS = 64
-"""Steps of the curve from 0 to the largest radius that can be shown."""
+POINTS, FARTHER = 64, 24
+"""Steps of the curve from 0 to the largest radius that can be shown, and on to the attack's farthest success."""
 PROPERTY = (
     "stability: every input within this distance of a sample gets, from the smoothed classifier, the class that the "
     "sample gets"
@@ -85,6 +85,13 @@ def grid(plan: CertifyPlan) -> list[float]:
     return sorted({*steps, *asked})
 
 
+def _farther(plan: CertifyPlan, attacked: dict[int, Row]) -> list[float]:
+    """Radii beyond those of the curve, where only the attack has something to say."""
+    start = grid(plan)[-1]
+    end = max((row["distance"] for row in attacked.values() if row["found"]), default=start)
+    return np.linspace(start, end, FARTHER + 1)[1:].tolist() if end > start else []
+
+
 def right_at(row: Row, radius: float) -> bool:
     """Whether a sample counts at a radius: certified there, with its label."""
     return bool(row["prediction"] == row["label"] and row["radius"] >= radius)
@@ -103,7 +110,7 @@ def _figures(plan: CertifyPlan, rows: Sequence[Row], attacked: dict[int, Row]) -
         "radius": radius,
         "abstained": share(sum(row["prediction"] < 0 for row in rows), n),
         "average_certified_radius": _average(plan, rows),
-        "curve": [_point(plan, rows, attacked, r) for r in grid(plan)] if rows else [],
+        "curve": [_point(plan, rows, attacked, r) for r in (*grid(plan), *_farther(plan, attacked))] if rows else [],
         "per_class": _per_class(plan, rows),
         "dense": None,
     }

@@ -335,7 +335,8 @@ def test_the_steps_are_on_the_safe_side():
     """Between two points the certified share is at least that of the larger radius, the attack's at most the other."""
     axes = Figure().add_subplot()
     points = make_results()["curve"]
-    plots_certify._lines(axes, points, "pgd")
+    plots_certify._attacked(axes, points, "pgd")
+    plots_certify._lines(axes, points)
     found = {line.get_label(): line for line in axes.get_lines()}
     right, either, attacked = (
         found[name] for name in ("certified and right", "certified, right or wrong", "right, not broken by pgd")

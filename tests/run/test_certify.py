@@ -179,7 +179,7 @@ def test_the_same_call_goes_on_and_another_is_refused(model, found, monkeypatch)
 
 
 def test_chunks_and_batches_change_no_certificate(model, found, monkeypatch):
-    monkeypatch.setattr("robustkit.run.certify_plan.DRAWS", 900)
+    monkeypatch.setattr("robustkit.run.certify_plan.VALUES", 9 * 900)
     other = rk.certify(model, samples(), METHOD, seed=3, batch_size=50)
     assert torch.equal(other.certificate().radius, found.certificate().radius)
     assert torch.equal(other.certificate().extras["hits"], found.certificate().extras["hits"])
@@ -256,7 +256,7 @@ import robustkit as rk
 import robustkit.run.certify, robustkit.report.write, robustkit.run.certify_plan
 import robustkit.certify.smoothing, scipy.stats
 robustkit.report.write.write_page = lambda folder: folder
-robustkit.run.certify_plan.DRAWS = 3000
+robustkit.run.certify_plan.VALUES = 9 * 3000
 from tests.run.test_certify import Halves, samples
 
 def work(out):
