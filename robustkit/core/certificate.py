@@ -86,6 +86,7 @@ class Certificate:
 
         Pixels without a label count as wrong: choose those that have one, or see the results of a run.
 
+        >>> import torch
         >>> shown = torch.tensor([True, True])
         >>> found = Certificate("smoothing", {}, torch.tensor([1, 2]), torch.tensor([0.5, 0.2]), shown, ("", ""),
         ...                     "l2", "float32", 4, Cost(), torch.tensor([100, 100]))
